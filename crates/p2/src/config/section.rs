@@ -1,0 +1,297 @@
+//! The sections of a configuration file, exactly as a user writes them.
+//!
+//! There are no defaults: every value stands in the file, so that it can be read, saved and compared.
+
+use serde::{Deserialize, Serialize};
+
+use super::Count;
+
+/// `[data]`: which images, and how they become pixels.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// A folder (searched recursively), a `.zip` of images, or `bundled:emoji-32`.
+    pub path: String,
+    /// Height and width after crop and resize, in pixels.
+    pub image_size: usize,
+    /// Where the square is cut out.
+    pub crop: Crop,
+    /// Mirror every second image at random. Wrong for text, arrows and faces of clocks.
+    pub horizontal_flip: bool,
+    /// Share of the images kept out of training for the held-out loss, in `[0, 1)`.
+    pub held_out: f64,
+    /// Which images count as one drawing: they are never on both sides of the held-out split.
+    pub group_by: GroupBy,
+    /// Which of the images that differ in skin tone alone are used.
+    pub skin_tones: SkinTones,
+}
+
+/// Where the square is cut out of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Crop {
+    /// The middle, as large as fits.
+    Center,
+    /// Anywhere, with a side of 80 to 100 % of the shorter one.
+    Random,
+}
+
+/// Which images count as one drawing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GroupBy {
+    /// Every file is its own.
+    File,
+    /// Files whose names share the text before the first `-`, such as the code point of an emoji.
+    FirstCodePoint,
+}
+
+/// Which of the images that differ in skin tone alone are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SkinTones {
+    /// All files, whatever their names.
+    All,
+    /// Files with a skin-tone code point (`1f3fb` to `1f3ff`) in the name are left out.
+    One,
+}
+
+/// `[model]`: the ADM U-Net (Dhariwal and Nichol 2021, arXiv 2105.05233).
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Channels of the first level; a multiple of 32.
+    pub channels: usize,
+    /// Channels of each level, from fine to coarse, as multiples of `channels`.
+    pub channel_mult: Vec<usize>,
+    /// Residual blocks per level of the encoder; the decoder has one more.
+    pub n_res_blocks: usize,
+    /// Heights (in pixels) of the feature maps that get self-attention.
+    pub attention_resolutions: Vec<usize>,
+    /// How many attention heads.
+    pub heads: Heads,
+    /// How the channels of queries, keys and values are laid out.
+    pub attention_order: AttentionOrder,
+    /// How feature maps change their size.
+    pub resample: Resample,
+    /// How the noise level enters a residual block.
+    pub time_conditioning: TimeConditioning,
+    /// Share of activations dropped in each residual block, in `[0, 1)`.
+    pub dropout: f64,
+    /// Number of classes of a class-conditional model; 0 for an unconditional one.
+    pub n_classes: usize,
+}
+
+/// How many attention heads: `{ channels = 64 }` or `{ count = 4 }`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Heads {
+    /// Channels per head.
+    Channels(usize),
+    /// Heads per attention block.
+    Count(usize),
+}
+
+/// How the channels of queries, keys and values are laid out in the attention's projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttentionOrder {
+    /// Head by head, each with its query, key and value.
+    Legacy,
+    /// All queries, all keys, all values, each head by head.
+    New,
+}
+
+/// How feature maps change their size between levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resample {
+    /// Inside residual blocks (BigGAN).
+    ResBlock,
+    /// By a convolution of stride 2, or one after nearest-neighbour upsampling.
+    Conv,
+}
+
+/// How the noise level enters a residual block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeConditioning {
+    /// It scales and shifts the normalized features.
+    ScaleShift,
+    /// It is added to the features before the norm.
+    Additive,
+}
+
+/// `[diffusion]`: the noise process and what the network predicts.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Diffusion {
+    /// How the noise grows with t.
+    pub schedule: Schedule,
+    /// Number of noise levels T of training.
+    pub n_timesteps: usize,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// The variance of the reverse process.
+    pub variance: Variance,
+}
+
+/// How the noise grows with t.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Betas on a line (Ho et al. 2020).
+    Linear,
+    /// alpha_bar as a squared cosine (Nichol and Dhariwal 2021).
+    Cosine,
+}
+
+/// What the network predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prediction {
+    /// The noise.
+    Eps,
+    /// The clean image.
+    X0,
+    /// `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans and Ho 2022).
+    V,
+}
+
+/// The variance of the reverse process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Variance {
+    /// That of the posterior q(x_{t-1} | x_t, x_0).
+    FixedSmall,
+    /// beta_t.
+    FixedLarge,
+    /// Learned, between the two (Nichol and Dhariwal 2021).
+    LearnedRange,
+}
+
+/// `[loss]`: how errors at different noise levels are weighed against each other.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Loss {
+    /// The weight on the eps error as a function of the noise level.
+    pub weighting: Weighting,
+}
+
+/// The weight on the eps error as a function of the noise level.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Weighting {
+    /// 1 at every level (L_simple, Ho et al. 2020).
+    Simple {},
+    /// `1 / (k + SNR)^gamma` (Choi et al. 2022), converted for the prediction target.
+    P2 {
+        /// Where the weight bends, above 0.
+        k: f64,
+        /// How strongly clean levels are weighed down; 0 is `simple`.
+        gamma: f64,
+    },
+    /// The same number on the error of whatever the network predicts, as the reference code does.
+    P2Raw {
+        /// Where the weight bends, above 0.
+        k: f64,
+        /// How strongly clean levels are weighed down.
+        gamma: f64,
+    },
+}
+
+/// `[optim]`: AdamW (Loshchilov and Hutter 2019) and its learning rate.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optim {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Images over which the learning rate grows linearly from 0; 0 for none.
+    pub warmup_images: Count,
+    /// How the learning rate falls between warm-up and `train.total_images`.
+    pub decay: Decay,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, on all parameters.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global L2 norm; 0 for no clipping.
+    pub max_grad_norm: f64,
+}
+
+/// How the learning rate falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decay {
+    /// Not at all.
+    None,
+    /// On a line to 0.
+    Linear,
+    /// On half a cosine to 0.
+    Cosine,
+}
+
+/// `[ema]`: the moving average of the weights that is sampled from.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ema {
+    /// Images after which a weight's influence has halved.
+    pub halflife_images: Count,
+    /// The half-life is at most this share of the images seen so far (warm-up); 0 for no limit.
+    pub rampup_ratio: f64,
+}
+
+/// `[train]`: the run. All intervals count images.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Images per optimizer step.
+    pub batch_size: usize,
+    /// Images per backward pass; gradients of a batch are accumulated over them.
+    pub micro_batch_size: usize,
+    /// The run is finished after this many images.
+    pub total_images: Count,
+    /// Interval of records in `metrics.jsonl`.
+    pub log_every: Count,
+    /// Interval of held-out losses; 0 for none.
+    pub held_out_every: Count,
+    /// Interval of sample grids; 0 for none.
+    pub sample_every: Count,
+    /// Interval of checkpoints.
+    pub checkpoint_every: Count,
+    /// The newest so many checkpoints are kept.
+    pub keep_last: usize,
+    /// Of the older ones, those at multiples of so many images are kept; 0 for none.
+    pub keep_every: Count,
+}
+
+/// `[sample]`: how sample grids are drawn during training, and the defaults of `p2 sample`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    /// Which sampler.
+    pub sampler: Sampler,
+    /// Network evaluations per image, at most `diffusion.n_timesteps`.
+    pub n_steps: usize,
+    /// Share of fresh noise per DDIM step; 0 is deterministic, 1 as ancestral sampling.
+    pub eta: f64,
+    /// Images in a grid.
+    pub n_images: usize,
+    /// Seed of the noise: the same in every grid.
+    pub seed: u64,
+}
+
+/// Which sampler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sampler {
+    /// DDPM (Ho et al. 2020).
+    Ancestral,
+    /// DDIM (Song et al. 2021).
+    Ddim,
+}
