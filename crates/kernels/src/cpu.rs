@@ -1,0 +1,209 @@
+//! Which instructions and how many threads the kernels may use.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pulp::{Simd, WithSimd};
+
+/// What a kernel runs on; passed by value to every one.
+#[derive(Debug, Clone, Copy)]
+pub struct Cpu {
+    /// The instruction set.
+    pub isa: Isa,
+    /// The number of threads.
+    pub threads: Threads,
+}
+
+impl Cpu {
+    /// The best instruction set of this machine with `threads`.
+    pub fn best(threads: Threads) -> Self {
+        Self { isa: Isa::best(), threads }
+    }
+}
+
+/// An instruction set that this machine has.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub enum Isa {
+    /// Whatever the compiler was told to assume.
+    Portable,
+    /// AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(pulp::x86::V3),
+    /// AVX-512 (F, BW, CD, DQ, VL).
+    #[cfg(target_arch = "x86_64")]
+    Avx512(pulp::x86::V4),
+    /// Arm NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon(pulp::aarch64::Neon),
+}
+
+impl Isa {
+    /// All instruction sets of this machine, from slow to fast.
+    pub fn available() -> Vec<Self> {
+        let mut isas = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            isas.extend(pulp::x86::V3::try_new().map(Self::Avx2));
+            isas.extend(pulp::x86::V4::try_new().map(Self::Avx512));
+        }
+        #[cfg(target_arch = "aarch64")]
+        isas.extend(pulp::aarch64::Neon::try_new().map(Self::Neon));
+        isas
+    }
+
+    /// The fastest instruction set of this machine.
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Self::Portable)
+    }
+
+    /// The instruction set of this machine that is called `name`, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::available().into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// `portable`, `avx2`, `avx512` or `neon`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neon",
+        }
+    }
+
+    /// Runs `op` compiled for this instruction set.
+    #[inline]
+    pub(crate) fn dispatch<Op: WithSimd>(self, op: Op) -> Op::Output {
+        match self {
+            Self::Portable => Simd::vectorize(pulp::Scalar, op),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => Simd::vectorize(simd, op),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => Simd::vectorize(simd, op),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => Simd::vectorize(simd, op),
+        }
+    }
+
+    /// Runs a closure whose plain loops the compiler vectorizes for this instruction set.
+    #[inline]
+    pub(crate) fn vectorize<F: FnOnce()>(self, f: F) {
+        struct Loops<F>(F);
+        impl<F: FnOnce()> WithSimd for Loops<F> {
+            type Output = ();
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) {
+                (self.0)();
+            }
+        }
+        self.dispatch(Loops(f));
+    }
+}
+
+impl fmt::Debug for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How many threads share a kernel's tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Threads(NonZeroUsize);
+
+impl Threads {
+    /// `n` threads; 0 counts as 1.
+    pub fn new(n: usize) -> Self {
+        Self(NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN))
+    }
+
+    /// The number of threads.
+    pub fn count(self) -> usize {
+        self.0.get()
+    }
+
+    /// Calls `f(0)` to `f(n_tiles - 1)`, each once, on the current rayon pool.
+    ///
+    /// Which thread runs a tile, and when, is open: a tile's result must not depend on it.
+    pub(crate) fn for_each(self, n_tiles: usize, f: impl Fn(usize) + Sync) {
+        let n_workers = self.count().min(n_tiles);
+        if n_workers <= 1 {
+            return (0..n_tiles).for_each(f);
+        }
+        let next = AtomicUsize::new(0);
+        let work = || {
+            loop {
+                let tile = next.fetch_add(1, Ordering::Relaxed);
+                if tile >= n_tiles {
+                    break;
+                }
+                f(tile);
+            }
+        };
+        rayon::scope(|scope| {
+            for _ in 1..n_workers {
+                scope.spawn(|_| work());
+            }
+            work();
+        });
+    }
+}
+
+/// A buffer whose tiles are written by different threads.
+///
+/// The one place where kernels share mutable memory.
+pub(crate) struct Shared<'a> {
+    data: *mut f32,
+    len: usize,
+    lifetime: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: every access goes through `tile`, whose callers promise disjoint ranges.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub(crate) fn new(data: &'a mut [f32]) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), lifetime: std::marker::PhantomData }
+    }
+
+    /// The elements `start .. start + len`.
+    ///
+    /// # Safety
+    /// While the slice lives no other one may overlap it.
+    #[expect(clippy::mut_from_ref, reason = "the caller promises that tiles are disjoint")]
+    pub(crate) unsafe fn tile(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start + len <= self.len, "tile {start}+{len} of {}", self.len);
+        // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tile_runs_once_whatever_the_number_of_threads() {
+        for n_threads in [0, 1, 2, 3, 8] {
+            for n_tiles in [0, 1, 2, 7, 100] {
+                let counts: Vec<_> = (0..n_tiles).map(|_| AtomicUsize::new(0)).collect();
+                Threads::new(n_threads).for_each(n_tiles, |tile| {
+                    counts[tile].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn an_instruction_set_is_found_by_its_name_or_not_at_all() {
+        for isa in Isa::available() {
+            assert_eq!(Isa::from_name(isa.name()).map(Isa::name), Some(isa.name()));
+        }
+        assert!(Isa::from_name("sse9").is_none());
+    }
+}

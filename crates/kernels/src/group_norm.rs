@@ -1,0 +1,330 @@
+//! Group normalization with a scale and a shift per image and channel, and the SiLU after it.
+//!
+//! `y = act(scale * (x - mean) / sqrt(variance + eps) + shift)`, moments over a group's channels
+//! and all positions. The statistics of an image are sums over fixed tiles of its positions.
+
+use crate::cpu::{Cpu, Shared};
+use crate::elementwise::{sigmoid, silu_slope};
+
+/// Elements of one tile of an image.
+const TILE: usize = 1 << 14;
+
+/// Added to the variance.
+const EPS: f64 = 1e-5;
+
+/// What follows the norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    Identity,
+    /// `x sigmoid(x)`.
+    Silu,
+}
+
+/// Sizes of the operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupNorm {
+    /// Images.
+    pub n: usize,
+    /// Positions of an image, H times W.
+    pub n_positions: usize,
+    /// Channels, a multiple of `n_groups`.
+    pub c: usize,
+    /// Groups of channels.
+    pub n_groups: usize,
+    /// What follows.
+    pub activation: Activation,
+}
+
+/// Inputs of both directions.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// `[N, H*W, C]`.
+    pub x: &'a [f32],
+    /// `[N, C]`.
+    pub scale: &'a [f32],
+    /// `[N, C]`.
+    pub shift: &'a [f32],
+}
+
+/// The gradients with respect to [`Inputs`], each shaped like its input.
+#[derive(Debug)]
+pub struct Gradients<'a> {
+    /// `[N, H*W, C]`.
+    pub d_x: &'a mut [f32],
+    /// `[N, C]`.
+    pub d_scale: &'a mut [f32],
+    /// `[N, C]`.
+    pub d_shift: &'a mut [f32],
+}
+
+impl GroupNorm {
+    /// Computes `y`, `[N, H*W, C]`, and returns the moments that [`GroupNorm::backward`] needs:
+    /// per image and channel its group's mean and reciprocal deviation, `[N, 2, C]`.
+    pub fn forward(&self, inputs: Inputs<'_>, y: &mut [f32], cpu: Cpu) -> Vec<f32> {
+        self.check(&inputs);
+        assert_eq!(y.len(), inputs.x.len());
+        let moments = self.moments(inputs.x, cpu);
+        let lines = self.lines(&inputs, &moments);
+        let shared = Shared::new(y);
+        self.for_each_tile(cpu, |image, positions| {
+            let line = &lines[image * 2 * self.c..][..2 * self.c];
+            let (slope, offset) = line.split_at(self.c);
+            let start = (image * self.n_positions + positions.start) * self.c;
+            // SAFETY: tiles are disjoint.
+            let y = unsafe { shared.tile(start, positions.len() * self.c) };
+            let x = &inputs.x[start..][..y.len()];
+            cpu.isa.vectorize(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
+                        match self.activation {
+                            Activation::Identity => {
+                                for c in 0..y.len() {
+                                    y[c] = x[c] * slope[c] + offset[c];
+                                }
+                            }
+                            Activation::Silu => {
+                                for c in 0..y.len() {
+                                    let u = x[c] * slope[c] + offset[c];
+                                    y[c] = u * sigmoid(u);
+                                }
+                            }
+                        }
+                    }
+                },
+            );
+        });
+        moments
+    }
+
+    /// Computes the gradients, given that of `y` and the moments that the forward pass returned.
+    pub fn backward(
+        &self,
+        inputs: Inputs<'_>,
+        moments: &[f32],
+        d_y: &[f32],
+        gradients: Gradients<'_>,
+        cpu: Cpu,
+    ) {
+        self.check(&inputs);
+        assert_eq!((d_y.len(), gradients.d_x.len()), (inputs.x.len(), inputs.x.len()));
+        let Gradients { d_x, d_scale, d_shift } = gradients;
+        let partial = self.backward_sums(&inputs, moments, d_y, d_x, cpu);
+        self.sum_tiles(&partial, d_scale, d_shift);
+
+        // d_x = rstd (scale d_u - mean(scale d_u) - xhat mean(scale d_u xhat)), means over a group,
+        // written as slope * d_u + along * x + offset.
+        let per_group = self.c / self.n_groups;
+        let count = (per_group * self.n_positions) as f64;
+        let mut lines = vec![0.0; self.n * 3 * self.c];
+        for (image, line) in lines.chunks_exact_mut(3 * self.c).enumerate() {
+            let of = |values: &[f32], c: usize| f64::from(values[image * self.c + c]);
+            for group in 0..self.n_groups {
+                let channels = group * per_group..(group + 1) * per_group;
+                let (mut sum, mut sum_xhat) = (0.0, 0.0);
+                for c in channels.clone() {
+                    sum += of(inputs.scale, c) * of(d_shift, c);
+                    sum_xhat += of(inputs.scale, c) * of(d_scale, c);
+                }
+                for c in channels {
+                    let mean = f64::from(moments[image * 2 * self.c + c]);
+                    let rstd = f64::from(moments[(image * 2 + 1) * self.c + c]);
+                    let along = -rstd * rstd * sum_xhat / count;
+                    line[c] = (rstd * of(inputs.scale, c)) as f32;
+                    line[self.c + c] = along as f32;
+                    line[2 * self.c + c] = (-rstd * sum / count - mean * along) as f32;
+                }
+            }
+        }
+        let shared = Shared::new(d_x);
+        self.for_each_tile(cpu, |image, positions| {
+            let line = &lines[image * 3 * self.c..][..3 * self.c];
+            let (slope, rest) = line.split_at(self.c);
+            let (along, offset) = rest.split_at(self.c);
+            let start = (image * self.n_positions + positions.start) * self.c;
+            // SAFETY: tiles are disjoint.
+            let d_x = unsafe { shared.tile(start, positions.len() * self.c) };
+            let x = &inputs.x[start..][..d_x.len()];
+            cpu.isa.vectorize(
+                #[inline(always)]
+                || {
+                    for (d_x, x) in d_x.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
+                        for c in 0..d_x.len() {
+                            d_x[c] = slope[c] * d_x[c] + (along[c] * x[c] + offset[c]);
+                        }
+                    }
+                },
+            );
+        });
+    }
+
+    /// Writes the gradient before the activation into `d_u` and returns, per tile, its sums and
+    /// its sums times the normalized input, `[n_tiles, 2, C]`.
+    fn backward_sums(
+        &self,
+        inputs: &Inputs<'_>,
+        moments: &[f32],
+        d_y: &[f32],
+        d_u: &mut [f32],
+        cpu: Cpu,
+    ) -> Vec<f32> {
+        let lines = self.lines(inputs, moments);
+        let mut partial = vec![0.0; self.n * self.n_tiles() * 2 * self.c];
+        let (shared, shared_partial) = (Shared::new(d_u), Shared::new(&mut partial));
+        self.for_each_tile(cpu, |image, positions| {
+            let (slope, offset) = lines[image * 2 * self.c..][..2 * self.c].split_at(self.c);
+            let (mean, rstd) = moments[image * 2 * self.c..][..2 * self.c].split_at(self.c);
+            let start = (image * self.n_positions + positions.start) * self.c;
+            let tile = image * self.n_tiles() + positions.start / self.tile_positions();
+            // SAFETY: tiles are disjoint, and each has its own sums.
+            let (d_u, sums) = unsafe {
+                (
+                    shared.tile(start, positions.len() * self.c),
+                    shared_partial.tile(tile * 2 * self.c, 2 * self.c),
+                )
+            };
+            let (sum, sum_xhat) = sums.split_at_mut(self.c);
+            let (x, d_y) = (&inputs.x[start..][..d_u.len()], &d_y[start..][..d_u.len()]);
+            cpu.isa.vectorize(
+                #[inline(always)]
+                || {
+                    let rows = x.chunks_exact(self.c).zip(d_y.chunks_exact(self.c));
+                    for (d_u, (x, d_y)) in d_u.chunks_exact_mut(self.c).zip(rows) {
+                        match self.activation {
+                            Activation::Identity => d_u.copy_from_slice(d_y),
+                            Activation::Silu => {
+                                for c in 0..d_u.len() {
+                                    d_u[c] = d_y[c] * silu_slope(x[c] * slope[c] + offset[c]);
+                                }
+                            }
+                        }
+                        for c in 0..d_u.len() {
+                            sum[c] += d_u[c];
+                            sum_xhat[c] += d_u[c] * ((x[c] - mean[c]) * rstd[c]);
+                        }
+                    }
+                },
+            );
+        });
+        partial
+    }
+
+    /// Adds the tiles of each image in order.
+    fn sum_tiles(&self, partial: &[f32], d_scale: &mut [f32], d_shift: &mut [f32]) {
+        assert_eq!((d_scale.len(), d_shift.len()), (self.n * self.c, self.n * self.c));
+        let images = partial.chunks_exact((self.n_tiles() * 2 * self.c).max(1));
+        let sums = d_scale.chunks_exact_mut(self.c).zip(d_shift.chunks_exact_mut(self.c));
+        for (tiles, (d_scale, d_shift)) in images.zip(sums) {
+            d_scale.fill(0.0);
+            d_shift.fill(0.0);
+            for tile in tiles.chunks_exact(2 * self.c) {
+                for c in 0..self.c {
+                    d_shift[c] += tile[c];
+                    d_scale[c] += tile[self.c + c];
+                }
+            }
+        }
+    }
+
+    /// Means and reciprocal deviations, `[N, 2, C]`, the same for all channels of a group.
+    fn moments(&self, x: &[f32], cpu: Cpu) -> Vec<f32> {
+        let mut partial = vec![0.0; self.n * self.n_tiles() * 2 * self.c];
+        let shared = Shared::new(&mut partial);
+        self.for_each_tile(cpu, |image, positions| {
+            let image_x = &x[image * self.n_positions * self.c..];
+            // Sums of differences from the image's first position: no digits lost to a large mean.
+            let origin = &image_x[..self.c];
+            let x = &image_x[positions.start * self.c..positions.end * self.c];
+            let tile = image * self.n_tiles() + positions.start / self.tile_positions();
+            // SAFETY: each tile has its own sums.
+            let sums = unsafe { shared.tile(tile * 2 * self.c, 2 * self.c) };
+            let (sum, sum_sq) = sums.split_at_mut(self.c);
+            cpu.isa.vectorize(
+                #[inline(always)]
+                || {
+                    for x in x.chunks_exact(self.c) {
+                        for c in 0..x.len() {
+                            let difference = x[c] - origin[c];
+                            sum[c] += difference;
+                            sum_sq[c] += difference * difference;
+                        }
+                    }
+                },
+            );
+        });
+        let mut moments = vec![0.0; self.n * 2 * self.c];
+        for (image, moments) in moments.chunks_exact_mut((2 * self.c).max(1)).enumerate() {
+            let tiles = &partial[image * self.n_tiles() * 2 * self.c..];
+            let tiles = &tiles[..self.n_tiles() * 2 * self.c];
+            let origin = &x[image * self.n_positions * self.c..];
+            self.image_moments(tiles, origin, moments);
+        }
+        moments
+    }
+
+    /// Combines the sums of an image's tiles, in f64.
+    fn image_moments(&self, tiles: &[f32], origin: &[f32], moments: &mut [f32]) {
+        let n = self.n_positions as f64;
+        let mut mean_and_spread = vec![(0.0, 0.0); self.c]; // per channel: mean, sum of squares about it
+        for (c, (mean, spread)) in mean_and_spread.iter_mut().enumerate() {
+            let (mut sum, mut sum_sq) = (0.0, 0.0);
+            for tile in tiles.chunks_exact(2 * self.c) {
+                sum += f64::from(tile[c]);
+                sum_sq += f64::from(tile[self.c + c]);
+            }
+            *mean = f64::from(origin[c]) + sum / n;
+            *spread = sum_sq - sum * sum / n;
+        }
+        let per_group = self.c / self.n_groups;
+        let (means, rstds) = moments.split_at_mut(self.c);
+        for (group, channels) in mean_and_spread.chunks_exact(per_group).enumerate() {
+            let mean = channels.iter().map(|(mean, _)| mean).sum::<f64>() / per_group as f64;
+            let spread: f64 = channels
+                .iter()
+                .map(|(channel_mean, spread)| spread + n * (channel_mean - mean).powi(2))
+                .sum();
+            let variance = (spread / (n * per_group as f64)).max(0.0);
+            means[group * per_group..][..per_group].fill(mean as f32);
+            rstds[group * per_group..][..per_group].fill((1.0 / (variance + EPS).sqrt()) as f32);
+        }
+    }
+
+    /// The norm as a line per image and channel, `slope * x + offset`: `[N, 2, C]`.
+    fn lines(&self, inputs: &Inputs<'_>, moments: &[f32]) -> Vec<f32> {
+        let mut lines = vec![0.0; self.n * 2 * self.c];
+        for (image, line) in lines.chunks_exact_mut((2 * self.c).max(1)).enumerate() {
+            for c in 0..self.c {
+                let mean = moments[image * 2 * self.c + c];
+                let rstd = moments[(image * 2 + 1) * self.c + c];
+                let slope = inputs.scale[image * self.c + c] * rstd;
+                line[c] = slope;
+                line[self.c + c] = inputs.shift[image * self.c + c] - mean * slope;
+            }
+        }
+        lines
+    }
+
+    fn for_each_tile(&self, cpu: Cpu, f: impl Fn(usize, std::ops::Range<usize>) + Sync) {
+        cpu.threads.for_each(self.n * self.n_tiles(), |tile| {
+            let (image, tile) = (tile / self.n_tiles(), tile % self.n_tiles());
+            let first = tile * self.tile_positions();
+            f(image, first..(first + self.tile_positions()).min(self.n_positions));
+        });
+    }
+
+    fn tile_positions(&self) -> usize {
+        (TILE / self.c).max(1)
+    }
+
+    fn n_tiles(&self) -> usize {
+        self.n_positions.div_ceil(self.tile_positions())
+    }
+
+    fn check(&self, inputs: &Inputs<'_>) {
+        assert!(self.n_groups > 0 && self.c > 0 && self.c.is_multiple_of(self.n_groups), "{self:?}");
+        assert_eq!(inputs.x.len(), self.n * self.n_positions * self.c);
+        assert_eq!(inputs.scale.len(), self.n * self.c);
+        assert_eq!(inputs.shift.len(), self.n * self.c);
+    }
+}

@@ -1,0 +1,42 @@
+//! What can go wrong in this crate.
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operation of the tensor engine failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// The sizes of a network do not fit together.
+    #[error("{0}")]
+    Config(String),
+    /// A stored parameter does not fit the network.
+    #[error("parameter `{name}` has shape {actual:?}, the network needs {expected:?}")]
+    ParamShape {
+        /// Its name.
+        name: String,
+        /// The shape in the network, in the reference's layout.
+        expected: Vec<usize>,
+        /// The shape that was given.
+        actual: Vec<usize>,
+    },
+    /// A parameter of the network is missing among the given ones, or one too many was given.
+    #[error("parameter `{0}` is missing or not part of the network")]
+    ParamName(String),
+    /// The optimizer was not given one gradient per parameter.
+    #[error("{given} gradients for {needed} parameters")]
+    Gradients {
+        /// How many there were.
+        given: usize,
+        /// How many there are parameters.
+        needed: usize,
+    },
+    /// A class label is not below the number of classes, or missing, or not wanted.
+    #[error("label {label:?} does not fit a model with {n_classes} classes")]
+    Label {
+        /// The offending label.
+        label: Option<u32>,
+        /// 0 for an unconditional model.
+        n_classes: usize,
+    },
+}

@@ -1,0 +1,154 @@
+//! Layers: parameters and the op that uses them.
+
+use candle_core::{Tensor, Var};
+
+use crate::op::conv2d::Geometry;
+use crate::op::group_norm::{Activation, Options};
+use crate::op::{conv2d, group_norm};
+use crate::params::{Builder, Init, Kind};
+use crate::{Cpu, Result};
+
+/// Groups of every norm in the reference's network.
+pub(crate) const N_GROUPS: usize = 32;
+
+/// How a layer's weights start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// Uniform up to `1 / sqrt(fan_in)`, weights and bias (PyTorch's default).
+    Random,
+    /// Zero, so that a residual branch adds nothing at first.
+    Zero,
+}
+
+impl Start {
+    fn init(self, fan_in: usize) -> Init {
+        match self {
+            Self::Random => Init::Uniform { bound: 1.0 / (fan_in as f64).sqrt() },
+            Self::Zero => Init::Zeros,
+        }
+    }
+}
+
+/// Sizes of a convolution.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConvSize {
+    pub(crate) c_in: usize,
+    pub(crate) c_out: usize,
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
+}
+
+/// A convolution that pads by half its kernel.
+#[derive(Debug)]
+pub(crate) struct Conv2d {
+    weight: Var,
+    bias: Var,
+    geometry: Geometry,
+}
+
+impl Conv2d {
+    pub(crate) fn new(builder: &mut Builder<'_, '_>, size: ConvSize, start: Start) -> Result<Self> {
+        let ConvSize { c_in, c_out, kernel, stride } = size;
+        let init = start.init(c_in * kernel * kernel);
+        Ok(Self {
+            weight: builder.param("weight", Kind::Conv2d, &[c_out, c_in, kernel, kernel], init)?,
+            bias: builder.param("bias", Kind::Vector, &[c_out], init)?,
+            geometry: Geometry { stride, padding: kernel / 2 },
+        })
+    }
+
+    /// `[N, H, W, C_in]` to `[N, H', W', C_out]`.
+    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+        Ok(conv2d::conv2d(x, &self.weight, &self.bias, self.geometry, cpu)?)
+    }
+}
+
+/// A linear layer over channels.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    weight: Var,
+    bias: Var,
+}
+
+impl Linear {
+    pub(crate) fn new(
+        builder: &mut Builder<'_, '_>,
+        [c_in, c_out]: [usize; 2],
+        start: Start,
+    ) -> Result<Self> {
+        let init = start.init(c_in);
+        Ok(Self {
+            weight: builder.param("weight", Kind::Linear, &[c_out, c_in], init)?,
+            bias: builder.param("bias", Kind::Vector, &[c_out], init)?,
+        })
+    }
+
+    /// The reference's 1-D convolution of width 1, which is the same thing.
+    pub(crate) fn new_conv1d(
+        builder: &mut Builder<'_, '_>,
+        [c_in, c_out]: [usize; 2],
+        start: Start,
+    ) -> Result<Self> {
+        let init = start.init(c_in);
+        Ok(Self {
+            weight: builder.param("weight", Kind::Conv1d, &[c_out, c_in, 1], init)?,
+            bias: builder.param("bias", Kind::Vector, &[c_out], init)?,
+        })
+    }
+
+    /// `[.., C_in]` to `[.., C_out]`.
+    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+        Ok(conv2d::linear(x, &self.weight, &self.bias, cpu)?)
+    }
+}
+
+/// A group norm with learned scale and shift.
+#[derive(Debug)]
+pub(crate) struct GroupNorm {
+    weight: Var,
+    bias: Var,
+    activation: Activation,
+}
+
+impl GroupNorm {
+    pub(crate) fn new(
+        builder: &mut Builder<'_, '_>,
+        channels: usize,
+        activation: Activation,
+    ) -> Result<Self> {
+        Ok(Self {
+            weight: builder.param("weight", Kind::Vector, &[channels], Init::Ones)?,
+            bias: builder.param("bias", Kind::Vector, &[channels], Init::Zeros)?,
+            activation,
+        })
+    }
+
+    /// `[N, H, W, C]` to the same.
+    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+        let (n, _, _, c) = x.dims4()?;
+        let scale = self.weight.broadcast_as((n, c))?;
+        let shift = self.bias.broadcast_as((n, c))?;
+        self.apply(x, &scale, &shift, cpu)
+    }
+
+    /// The norm followed by `x (1 + scale) + shift`, folded into one scale and one shift.
+    ///
+    /// `scale_shift` is `[N, 2 C]`: all scales, then all shifts.
+    pub(crate) fn forward_conditioned(
+        &self,
+        x: &Tensor,
+        scale_shift: &Tensor,
+        cpu: Cpu,
+    ) -> Result<Tensor> {
+        let (_, _, _, c) = x.dims4()?;
+        let gain = (scale_shift.narrow(1, 0, c)? + 1.0)?; // [N, C]
+        let scale = gain.broadcast_mul(&self.weight)?;
+        let shift = (gain.broadcast_mul(&self.bias)? + scale_shift.narrow(1, c, c)?)?;
+        self.apply(x, &scale, &shift, cpu)
+    }
+
+    fn apply(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, cpu: Cpu) -> Result<Tensor> {
+        let options = Options { n_groups: N_GROUPS, activation: self.activation };
+        Ok(group_norm::group_norm(x, scale, shift, options, cpu)?)
+    }
+}

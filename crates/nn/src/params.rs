@@ -1,0 +1,222 @@
+//! Named parameters: created in the reference's order, stored in the engine's layout, read and
+//! written in the reference's.
+
+use candle_core::{Device, Tensor, Var};
+
+use crate::{Error, Result};
+
+/// How a parameter starts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// 0.
+    Zeros,
+    /// 1.
+    Ones,
+    /// Uniform in `(-bound, bound)`.
+    Uniform {
+        /// The largest magnitude.
+        bound: f64,
+    },
+    /// Standard normal.
+    Normal,
+}
+
+/// Fills the `index`-th parameter as `Init` says; the values are in the reference's layout.
+pub type Initializer<'a> = dyn FnMut(usize, Init, &mut [f32]) + 'a;
+
+/// How a parameter is laid out here and in the reference's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The same.
+    Vector,
+    /// Here `[K, K, I, O]`, there `[O, I, K, K]`.
+    Conv2d,
+    /// Here `[I, O]`, there `[O, I, 1]`.
+    Conv1d,
+    /// Here `[I, O]`, there `[O, I]`.
+    Linear,
+    /// The same, `[entries, channels]`.
+    Embedding,
+}
+
+impl Kind {
+    fn to_reference(self, value: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Vector | Self::Embedding => Ok(value.clone()),
+            Self::Conv2d => value.permute((3, 2, 0, 1))?.contiguous(),
+            Self::Conv1d => value.t()?.contiguous()?.unsqueeze(2),
+            Self::Linear => value.t()?.contiguous(),
+        }
+    }
+
+    fn from_reference(self, value: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Vector | Self::Embedding => Ok(value.clone()),
+            Self::Conv2d => value.permute((2, 3, 1, 0))?.contiguous(),
+            Self::Conv1d => value.squeeze(2)?.t()?.contiguous(),
+            Self::Linear => value.t()?.contiguous(),
+        }
+    }
+}
+
+/// One parameter.
+#[derive(Debug, Clone)]
+pub struct Param {
+    name: String,
+    kind: Kind,
+    var: Var,
+}
+
+impl Param {
+    /// The reference's name, such as `input_blocks.1.0.in_layers.0.weight`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The value in the engine's layout.
+    pub fn var(&self) -> &Var {
+        &self.var
+    }
+
+    /// The shape in the reference's layout.
+    pub fn reference_shape(&self) -> Vec<usize> {
+        let dims = self.var.dims();
+        match (self.kind, dims) {
+            (Kind::Conv2d, &[h, w, i, o]) => vec![o, i, h, w],
+            (Kind::Conv1d, &[i, o]) => vec![o, i, 1],
+            (Kind::Linear, &[i, o]) => vec![o, i],
+            _ => dims.to_vec(),
+        }
+    }
+
+    /// Values in the engine's layout as the reference lays them out.
+    ///
+    /// # Errors
+    /// If there are not as many values as the parameter has.
+    pub fn to_reference(&self, values: &[f32]) -> Result<Vec<f32>> {
+        let values = Tensor::from_slice(values, self.var.shape(), &Device::Cpu)?;
+        Ok(self.kind.to_reference(&values)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// Values in the reference's layout as the engine lays them out.
+    ///
+    /// # Errors
+    /// If there are not as many values as the parameter has.
+    pub fn from_reference(&self, values: &[f32]) -> Result<Vec<f32>> {
+        let values = Tensor::from_slice(values, self.reference_shape(), &Device::Cpu)?;
+        Ok(self.kind.from_reference(&values)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// The current values in the engine's layout.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        Ok(self.var.flatten_all()?.to_vec1()?)
+    }
+
+    /// Replaces the values, given in the engine's layout.
+    ///
+    /// # Errors
+    /// If there are not as many values as the parameter has.
+    pub fn set_values(&self, values: &[f32]) -> Result<()> {
+        let values = Tensor::from_slice(values, self.var.shape(), self.var.device())?;
+        Ok(self.var.set(&values)?)
+    }
+}
+
+/// The parameters of a network in the reference's order.
+#[derive(Debug, Clone, Default)]
+pub struct Params(Vec<Param>);
+
+impl Params {
+    /// All parameters.
+    pub fn iter(&self) -> std::slice::Iter<'_, Param> {
+        self.0.iter()
+    }
+
+    /// How many tensors.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many numbers.
+    pub fn n_elements(&self) -> usize {
+        self.iter().map(|param| param.var.elem_count()).sum()
+    }
+
+    /// Sets every parameter from values in the reference's layout.
+    ///
+    /// `find` gives shape and values of a name.
+    ///
+    /// # Errors
+    /// [`Error::ParamName`] for a missing name, [`Error::ParamShape`] for another shape.
+    pub fn load<'a>(
+        &self,
+        mut find: impl FnMut(&str) -> Option<(&'a [usize], &'a [f32])>,
+    ) -> Result<()> {
+        for param in self.iter() {
+            let (shape, values) =
+                find(&param.name).ok_or_else(|| Error::ParamName(param.name.clone()))?;
+            let expected = param.reference_shape();
+            if shape != expected {
+                let (name, actual) = (param.name.clone(), shape.to_vec());
+                return Err(Error::ParamShape { name, expected, actual });
+            }
+            param.set_values(&param.from_reference(values)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Creates parameters one after the other, under a path of names.
+pub(crate) struct Builder<'a, 'i> {
+    params: &'a mut Params,
+    initializer: &'a mut Initializer<'i>,
+    device: &'a Device,
+    path: String,
+}
+
+impl<'a, 'i> Builder<'a, 'i> {
+    pub(crate) fn new(
+        params: &'a mut Params,
+        initializer: &'a mut Initializer<'i>,
+        device: &'a Device,
+    ) -> Self {
+        Self { params, initializer, device, path: String::new() }
+    }
+
+    /// A builder for names below `name`.
+    pub(crate) fn at(&mut self, name: impl std::fmt::Display) -> Builder<'_, 'i> {
+        let path =
+            if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
+        Builder { params: self.params, initializer: self.initializer, device: self.device, path }
+    }
+
+    /// How many parameters there are so far.
+    pub(crate) fn n_params(&self) -> usize {
+        self.params.len()
+    }
+
+    /// A new parameter of this shape in the reference's layout.
+    pub(crate) fn param(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        reference_shape: &[usize],
+        init: Init,
+    ) -> Result<Var> {
+        let mut values = vec![0.0; reference_shape.iter().product()];
+        (self.initializer)(self.params.len(), init, &mut values);
+        let value = Tensor::from_vec(values, reference_shape, self.device)?;
+        let var = Var::from_tensor(&kind.from_reference(&value)?)?;
+        let name = format!("{}.{name}", self.path);
+        self.params.0.push(Param { name, kind, var: var.clone() });
+        Ok(var)
+    }
+}

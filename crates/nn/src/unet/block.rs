@@ -1,0 +1,217 @@
+//! The blocks of the U-Net: residual block, attention block, and the two resampling convolutions.
+
+use candle_core::Tensor;
+
+use super::config::{TimeConditioning, UNetConfig};
+use crate::layer::{Conv2d, ConvSize, GroupNorm, Linear, Start};
+use crate::op::attention::{self, attention};
+use crate::op::elementwise::add;
+use crate::op::group_norm::Activation;
+use crate::op::resample::{avg_pool2, upsample2};
+use crate::params::Builder;
+use crate::{Cpu, Result};
+
+/// Where dropout masks come from, so that the caller decides what they depend on.
+pub trait Dropout: std::fmt::Debug {
+    /// Fills `mask`, the elements of one image at one layer, with 0 for dropped and
+    /// `1 / (1 - p)` for kept.
+    fn fill(&self, at: DropoutSite, mask: &mut [f32]);
+}
+
+/// Which mask is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DropoutSite {
+    /// Place of the image in the batch.
+    pub image: usize,
+    /// The residual block, numbered from the input on.
+    pub layer: u64,
+}
+
+/// What all blocks of one forward pass share.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    /// SiLU of the embedding of noise level and class, `[N, E]`.
+    pub(crate) embedding: &'a Tensor,
+    pub(crate) dropout: Option<&'a dyn Dropout>,
+    pub(crate) cpu: Cpu,
+}
+
+/// What a residual block does to the size of its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resampling {
+    None,
+    Down,
+    Up,
+}
+
+impl Resampling {
+    fn apply(self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+        Ok(match self {
+            Self::None => x.clone(),
+            Self::Down => avg_pool2(x, cpu)?,
+            Self::Up => upsample2(x, cpu)?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ResBlockSize {
+    pub(crate) c_in: usize,
+    pub(crate) c_out: usize,
+    pub(crate) resampling: Resampling,
+}
+
+/// Norm, SiLU, convolution; the noise level; norm, SiLU, dropout, convolution; plus the input.
+#[derive(Debug)]
+pub(crate) struct ResBlock {
+    in_norm: GroupNorm,
+    in_conv: Conv2d,
+    embed: Linear,
+    out_norm: GroupNorm,
+    out_conv: Conv2d,
+    skip: Option<Conv2d>,
+    resampling: Resampling,
+    time_conditioning: TimeConditioning,
+    drops: bool,
+    /// Number of the block for dropout: the count of parameters before it, which is unique.
+    layer: u64,
+}
+
+impl ResBlock {
+    pub(crate) fn new(
+        builder: &mut Builder<'_, '_>,
+        config: &UNetConfig,
+        size: ResBlockSize,
+    ) -> Result<Self> {
+        let ResBlockSize { c_in, c_out, resampling } = size;
+        let layer = builder.n_params() as u64;
+        let conv = |c_in| ConvSize { c_in, c_out, kernel: 3, stride: 1 };
+        let embed_out = match config.time_conditioning {
+            TimeConditioning::ScaleShift => 2 * c_out,
+            TimeConditioning::Additive => c_out,
+        };
+        let embed_size = [config.embed_channels(), embed_out];
+        Ok(Self {
+            in_norm: GroupNorm::new(&mut builder.at("in_layers.0"), c_in, Activation::Silu)?,
+            in_conv: Conv2d::new(&mut builder.at("in_layers.2"), conv(c_in), Start::Random)?,
+            embed: Linear::new(&mut builder.at("emb_layers.1"), embed_size, Start::Random)?,
+            out_norm: GroupNorm::new(&mut builder.at("out_layers.0"), c_out, Activation::Silu)?,
+            out_conv: Conv2d::new(&mut builder.at("out_layers.3"), conv(c_out), Start::Zero)?,
+            skip: if c_in == c_out {
+                None
+            } else {
+                let size = ConvSize { kernel: 1, ..conv(c_in) };
+                Some(Conv2d::new(&mut builder.at("skip_connection"), size, Start::Random)?)
+            },
+            resampling,
+            time_conditioning: config.time_conditioning,
+            drops: config.dropout > 0.0,
+            layer,
+        })
+    }
+
+    /// `[N, H, W, C_in]` to `[N, H', W', C_out]`.
+    pub(crate) fn forward(&self, x: &Tensor, context: Context<'_>) -> Result<Tensor> {
+        let cpu = context.cpu;
+        let h = self.in_norm.forward(x, cpu)?;
+        let h = self.resampling.apply(&h, cpu)?;
+        let x = self.resampling.apply(x, cpu)?;
+        let h = self.in_conv.forward(&h, cpu)?;
+        let embedding = self.embed.forward(context.embedding, cpu)?; // [N, 2 C_out] or [N, C_out]
+        let h = match self.time_conditioning {
+            TimeConditioning::ScaleShift => self.out_norm.forward_conditioned(&h, &embedding, cpu)?,
+            TimeConditioning::Additive => {
+                let (n, _, _, c) = h.dims4()?;
+                let h = h.broadcast_add(&embedding.reshape((n, 1, 1, c))?)?;
+                self.out_norm.forward(&h, cpu)?
+            }
+        };
+        let h = match context.dropout {
+            Some(dropout) if self.drops => self.drop(&h, dropout)?,
+            _ => h,
+        };
+        let h = self.out_conv.forward(&h, cpu)?;
+        match &self.skip {
+            None => Ok(add(&x, &h, cpu)?),
+            Some(skip) => Ok(add(&skip.forward(&x, cpu)?, &h, cpu)?),
+        }
+    }
+
+    fn drop(&self, h: &Tensor, dropout: &dyn Dropout) -> Result<Tensor> {
+        let (n, height, width, c) = h.dims4()?;
+        let mut mask = vec![0.0; h.elem_count()];
+        for (image, mask) in mask.chunks_exact_mut(height * width * c).enumerate().take(n) {
+            dropout.fill(DropoutSite { image, layer: self.layer }, mask);
+        }
+        Ok((h * Tensor::from_vec(mask, h.shape(), h.device())?)?)
+    }
+}
+
+/// Norm, attention over all positions, projection; plus the input.
+#[derive(Debug)]
+pub(crate) struct AttentionBlock {
+    norm: GroupNorm,
+    qkv: Linear,
+    proj_out: Linear,
+    options: attention::Options,
+}
+
+impl AttentionBlock {
+    pub(crate) fn new(
+        builder: &mut Builder<'_, '_>,
+        config: &UNetConfig,
+        c: usize,
+    ) -> Result<Self> {
+        let options =
+            attention::Options { n_heads: config.n_heads(c), order: config.attention_order };
+        Ok(Self {
+            norm: GroupNorm::new(&mut builder.at("norm"), c, Activation::Identity)?,
+            qkv: Linear::new_conv1d(&mut builder.at("qkv"), [c, 3 * c], Start::Random)?,
+            proj_out: Linear::new_conv1d(&mut builder.at("proj_out"), [c, c], Start::Zero)?,
+            options,
+        })
+    }
+
+    /// `[N, H, W, C]` to the same.
+    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+        let (n, h, w, c) = x.dims4()?;
+        let qkv = self.qkv.forward(&self.norm.forward(x, cpu)?, cpu)?.reshape((n, h * w, 3 * c))?;
+        let y = attention(&qkv, self.options, cpu)?; // [N, H*W, C]
+        let y = self.proj_out.forward(&y, cpu)?.reshape((n, h, w, c))?;
+        Ok(add(x, &y, cpu)?)
+    }
+}
+
+/// A convolution of stride 2.
+#[derive(Debug)]
+pub(crate) struct Downsample {
+    conv: Conv2d,
+}
+
+impl Downsample {
+    pub(crate) fn new(builder: &mut Builder<'_, '_>, c: usize) -> Result<Self> {
+        let size = ConvSize { c_in: c, c_out: c, kernel: 3, stride: 2 };
+        Ok(Self { conv: Conv2d::new(&mut builder.at("op"), size, Start::Random)? })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+        self.conv.forward(x, cpu)
+    }
+}
+
+/// Nearest-neighbour upsampling and a convolution.
+#[derive(Debug)]
+pub(crate) struct Upsample {
+    conv: Conv2d,
+}
+
+impl Upsample {
+    pub(crate) fn new(builder: &mut Builder<'_, '_>, c: usize) -> Result<Self> {
+        let size = ConvSize { c_in: c, c_out: c, kernel: 3, stride: 1 };
+        Ok(Self { conv: Conv2d::new(&mut builder.at("conv"), size, Start::Random)? })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+        self.conv.forward(&upsample2(x, cpu)?, cpu)
+    }
+}
