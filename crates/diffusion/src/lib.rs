@@ -1,1 +1,18 @@
-//! stub
+//! The mathematics of noise: schedules, targets, weightings, losses, samplers.
+
+mod error;
+mod forward;
+mod level;
+mod per_image;
+mod prediction;
+mod schedule;
+mod stage;
+mod timestep;
+
+pub use error::{Error, Result};
+pub use forward::MixingCoefficients;
+pub use level::NoiseLevel;
+pub use prediction::{Prediction, Variance};
+pub use schedule::NoiseSchedule;
+pub use stage::Stage;
+pub use timestep::timestep_from_uniform;
