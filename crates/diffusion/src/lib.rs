@@ -1,1 +1,29 @@
-//! stub
+#![doc = include_str!("../README.md")]
+
+mod denoiser;
+mod error;
+mod forward;
+mod level;
+mod loss;
+mod per_image;
+mod prediction;
+mod respacing;
+pub mod sampler;
+mod schedule;
+mod stage;
+mod timestep;
+mod variational;
+mod weighting;
+
+pub use denoiser::{Denoised, Denoiser, NetworkOutput};
+pub use error::{Error, Result};
+pub use forward::MixingCoefficients;
+pub use level::NoiseLevel;
+pub use loss::{LossTerms, Objective};
+pub use prediction::{Prediction, Variance};
+pub use respacing::{Levels, space_timesteps};
+pub use schedule::NoiseSchedule;
+pub use stage::Stage;
+pub use timestep::timestep_from_uniform;
+pub use variational::discretized_gaussian_log_likelihood;
+pub use weighting::Weighting;

@@ -1,0 +1,102 @@
+//! What can go wrong, with the values that were wrong.
+
+use crate::Prediction;
+
+/// The result of every fallible function of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    // === Noise levels ===
+    /// A schedule without a single level.
+    #[error("a noise schedule needs at least one level")]
+    EmptySchedule,
+    /// A beta outside of (0, 1), or so small that `1 - alpha_bar` rounds to 0. Only the last may be 1.
+    #[error("beta at t = {t} is {beta}, expected a value above 0 and below 1 (the last may be 1)")]
+    Beta {
+        /// Where.
+        t: usize,
+        /// The refused value.
+        beta: f64,
+    },
+    /// A timestep beyond the schedule.
+    #[error("timestep of image {image_idx} is {t}, the schedule has {n_timesteps} levels")]
+    Timestep {
+        /// Position in the batch.
+        image_idx: usize,
+        /// The refused value.
+        t: u32,
+        /// Length of the schedule.
+        n_timesteps: usize,
+    },
+    /// A number that should have been drawn uniformly from `[0, 1)`.
+    #[error("uniform draw is {u}, expected a value in [0, 1)")]
+    Uniform {
+        /// The refused value.
+        u: f64,
+    },
+    /// A list of levels to sample at that the schedule cannot give.
+    #[error("cannot space {n_timesteps} timesteps as `{spec}`: {reason}")]
+    Respacing {
+        /// What was asked for.
+        spec: String,
+        /// Length of the training schedule.
+        n_timesteps: usize,
+        /// Why it cannot be done.
+        reason: String,
+    },
+
+    // === Weights ===
+    /// A constant of a weighting, or the eta of a sampler, outside of its range.
+    #[error("{name} is {value}, expected {expected}")]
+    Constant {
+        /// Which constant.
+        name: &'static str,
+        /// The refused value.
+        value: f64,
+        /// The allowed range, in words.
+        expected: &'static str,
+    },
+    /// A loss weight that is negative, not finite, or lost in the cast to f32.
+    #[error("weight on the {prediction} error at t = {t} is {weight:e}: {reason}")]
+    Weight {
+        /// The error that the weight multiplies.
+        prediction: Prediction,
+        /// The first offending timestep.
+        t: usize,
+        /// The refused value.
+        weight: f64,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Where the SNR is 0, x_t says nothing about x0, so that eps cannot be turned into an image.
+    #[error("prediction eps needs an SNR above 0, at t = {t} it is 0")]
+    ZeroSnr {
+        /// The first offending timestep.
+        t: usize,
+    },
+
+    // === Tensors ===
+    /// A tensor or list whose shape does not fit the others.
+    #[error("shape of {name} is {shape:?}, expected {expected:?}")]
+    Shape {
+        /// Which argument.
+        name: &'static str,
+        /// The refused shape.
+        shape: Vec<usize>,
+        /// The shape that fits.
+        expected: Vec<usize>,
+    },
+    /// A reverse process with learned variance met a denoiser without one.
+    #[error("variance is learned-range, but the denoiser returned no variance_mix")]
+    MissingVarianceMix,
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+
+    /// A closure of the caller (denoiser, noise, observer) failed or asked to stop.
+    #[error(transparent)]
+    Caller(Box<dyn std::error::Error + Send + Sync>),
+}

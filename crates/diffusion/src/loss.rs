@@ -1,0 +1,190 @@
+//! The training loss: prediction, target and weight become one number per image.
+
+use candle_core::Tensor;
+
+use crate::per_image;
+use crate::variational::{self, DetachedError};
+use crate::weighting::target_weights;
+use crate::{Error, NoiseLevel, NoiseSchedule, Prediction, Result, Variance, Weighting};
+
+/// The loss of a batch in its parts, each `[N]`, in the type of the network's output.
+#[derive(Debug, Clone)]
+pub struct LossTerms {
+    /// Squared error of the prediction, mean over the image; not weighted. In units of the target.
+    pub mse: Tensor,
+    /// The same error in units of eps: comparable across predictions. Carries no gradient.
+    pub mse_eps: Tensor,
+    /// Variational term of a learned variance, bits per dimension times `T / 1000`. Trains the variance only.
+    pub vb: Option<Tensor>,
+    /// What is minimized: weight times `mse`, plus `vb`.
+    pub weighted: Tensor,
+}
+
+/// What a training minimizes: a prediction, a variance and a weight per noise level.
+///
+/// # Example
+/// ```
+/// # use candle_core::{Device, Tensor, Var};
+/// # use p2_diffusion::{NoiseSchedule, Objective, Prediction, Variance, Weighting};
+/// let schedule = NoiseSchedule::linear(1000)?;
+/// let p2 = Weighting::P2 { k: 1.0, gamma: 1.0 };
+/// let objective = Objective::new(&schedule, Prediction::Eps, Variance::FixedSmall, p2)?;
+/// let x0 = Tensor::new(&[[0.2f32, -0.4]], &Device::Cpu)?; // [1, 2]
+/// let eps = Tensor::new(&[[1f32, -1.0]], &Device::Cpu)?;
+/// let output = Var::new(&[[0f32, 0.0]], &Device::Cpu)?; // a network that says nothing
+/// let loss = objective.loss(&output, &x0, &eps, &[500])?;
+/// assert_eq!(loss.mse.to_vec1::<f32>()?, [1.0]);
+/// assert!((loss.weighted.to_vec1::<f32>()?[0] - 0.922203).abs() < 1e-6); // 1 - alpha_bar
+/// assert!(loss.weighted.mean_all()?.backward()?.get(&output).is_some());
+/// # Ok::<(), p2_diffusion::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Objective {
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    variance: Variance,
+    weight_target: Vec<f64>,
+}
+
+impl Objective {
+    /// The objective with one of the named weightings.
+    ///
+    /// # Errors
+    /// [`Error::Constant`] if a constant of the weighting is negative or not finite; [`Error::Weight`] with
+    /// the first timestep whose weight is not finite or lost in f32; [`Error::ZeroSnr`] for prediction eps
+    /// on a schedule that ends with an SNR of 0.
+    pub fn new(
+        schedule: &NoiseSchedule,
+        prediction: Prediction,
+        variance: Variance,
+        weighting: Weighting,
+    ) -> Result<Self> {
+        weighting.check()?;
+        let weight_target = |level| weighting.weight_target(prediction, level);
+        Self::with_weight_target(schedule, prediction, variance, weight_target)
+    }
+
+    /// The objective with a weighting of one's own, given as the weight on the squared eps error.
+    ///
+    /// It is converted to the error of what the network predicts.
+    ///
+    /// # Errors
+    /// As for [`Self::new`]; a weight must not be negative.
+    ///
+    /// # Example
+    /// ```
+    /// # use p2_diffusion::{NoiseLevel, NoiseSchedule, Objective, Prediction, Variance};
+    /// let schedule = NoiseSchedule::cosine(1000)?;
+    /// let min_snr_5 = |level: NoiseLevel| (5.0 / level.snr()).min(1.0);
+    /// Objective::with_weight_eps(&schedule, Prediction::V, Variance::FixedSmall, min_snr_5)?;
+    /// # Ok::<(), p2_diffusion::Error>(())
+    /// ```
+    pub fn with_weight_eps(
+        schedule: &NoiseSchedule,
+        prediction: Prediction,
+        variance: Variance,
+        weight_eps: impl Fn(NoiseLevel) -> f64,
+    ) -> Result<Self> {
+        let weight_target = |level| weight_eps(level) * prediction.exchange_rate(level);
+        Self::with_weight_target(schedule, prediction, variance, weight_target)
+    }
+
+    fn with_weight_target(
+        schedule: &NoiseSchedule,
+        prediction: Prediction,
+        variance: Variance,
+        weight_target: impl Fn(NoiseLevel) -> f64,
+    ) -> Result<Self> {
+        if prediction == Prediction::Eps
+            && let Some(t) = schedule.alpha_bar().iter().position(|&a| a == 0.0)
+        {
+            return Err(Error::ZeroSnr { t });
+        }
+        Ok(Self {
+            weight_target: target_weights(schedule, prediction, weight_target)?,
+            schedule: schedule.clone(),
+            prediction,
+            variance,
+        })
+    }
+
+    /// The weight on the squared error of the prediction, one per timestep: `[T]`.
+    #[must_use]
+    pub fn weight_target(&self) -> &[f64] {
+        &self.weight_target
+    }
+
+    /// The schedule that the network is trained on.
+    #[must_use]
+    pub fn schedule(&self) -> &NoiseSchedule {
+        &self.schedule
+    }
+
+    /// What the network predicts.
+    #[must_use]
+    pub fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
+    /// The variance of the reverse process.
+    #[must_use]
+    pub fn variance(&self) -> Variance {
+        self.variance
+    }
+
+    /// The loss of a batch, differentiable with respect to `output`.
+    ///
+    /// `weighted = weight_target[t] mse + vb`. The prediction gets no gradient from `vb`, the variance gets
+    /// no gradient from `mse`, and no weight applies to `vb`.
+    ///
+    /// # Shapes and units
+    /// - `output`: `[N, H, W, C]`, or `[N, H, W, 2C]` with learned variance; what the network said about
+    ///   `x_t = schedule.add_noise(x0, eps, t)`. Any rank will do, channels are last
+    /// - `x0`: `[N, H, W, C]`, pixels in `[-1, 1]`; `eps`: like `x0`, the noise in x_t
+    /// - `t`: `[N]`, below `n_timesteps`
+    /// - returns: each term `[N]`
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if shapes do not fit; [`Error::Timestep`] with the first image whose t is too large.
+    ///
+    /// # Source
+    /// Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 16 (hybrid loss); Choi et al. 2022, arXiv 2204.00227,
+    /// eq. 8. Golden: `tests/all/goldens.rs`.
+    pub fn loss(&self, output: &Tensor, x0: &Tensor, eps: &Tensor, t: &[u32]) -> Result<LossTerms> {
+        let target = self.prediction.target(&self.schedule, x0, eps, t)?; // [N, .., C]
+        let (predicted, mix) = self.variance.split(output, x0)?;
+        let error = (predicted - target)?; // [N, .., C]
+        let squared = error.sqr()?;
+        let mse = per_image::mean(&squared)?; // [N]
+        let rate = |log_snr| {
+            let level = NoiseLevel::from_log_snr(log_snr);
+            self.prediction.exchange_rate(level)
+        };
+        let rates = per_image::gather(self.schedule.log_snr(), t, rate);
+        let weights = per_image::gather(&self.weight_target, t, |weight| weight);
+        let weighted_mse = per_image::scale(&mse, weights)?; // [N]
+        let vb = match mix {
+            None => None,
+            Some(mix) => {
+                let error = DetachedError {
+                    prediction: self.prediction,
+                    error: error.detach(),
+                    squared: squared.detach(),
+                    x0,
+                };
+                let bits = variational::terms(&self.schedule, &error, &mix, t)?; // [N]
+                Some((bits * (self.schedule.n_timesteps() as f64 / 1000.0))?)
+            }
+        };
+        let weighted = match &vb {
+            None => weighted_mse,
+            Some(vb) => (weighted_mse + vb)?,
+        };
+        Ok(LossTerms {
+            mse_eps: per_image::scale(&mse.detach(), rates)?,
+            mse,
+            vb,
+            weighted,
+        })
+    }
+}

@@ -1,0 +1,228 @@
+//! What a network predicts: conversions between eps, x0 and v, and the exchange rates of their errors.
+
+use std::fmt;
+
+use candle_core::Tensor;
+
+use crate::per_image::{self, Term};
+use crate::{Error, NoiseLevel, NoiseSchedule, Result};
+
+/// What the network predicts.
+///
+/// For one and the same x_t the three say the same, in units that differ by a factor per noise level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Prediction {
+    /// The noise that was added.
+    Eps,
+    /// The clean image.
+    X0,
+    /// `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans and Ho 2022, arXiv 2202.00512).
+    V,
+}
+
+impl fmt::Display for Prediction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Eps => "eps",
+            Self::X0 => "x0",
+            Self::V => "v",
+        })
+    }
+}
+
+/// The variance of the reverse process p(x_{t-1} given x_t).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Variance {
+    /// That of the posterior q(x_{t-1} given x_t, x_0): right for a single image as data.
+    FixedSmall,
+    /// beta: right for standard normal data.
+    FixedLarge,
+    /// Learned, on a log scale between the two (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15).
+    ///
+    /// The network has twice as many channels; the second half is the `variance_mix`.
+    LearnedRange,
+}
+
+impl Variance {
+    /// Channels of the network's output for images with `n_channels`.
+    #[must_use]
+    pub fn output_channels(self, n_channels: usize) -> usize {
+        match self {
+            Self::FixedSmall | Self::FixedLarge => n_channels,
+            Self::LearnedRange => 2 * n_channels,
+        }
+    }
+
+    /// Cuts a network's output `[N, .., C or 2C]` into the prediction and, if learned, the `variance_mix`.
+    ///
+    /// Each is shaped like `x_t` `[N, .., C]`. A mix of -1 means the posterior variance, 1 means beta.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the last axis of `output` does not hold [`Self::output_channels`].
+    pub fn split(self, output: &Tensor, x_t: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let mut expected = x_t.dims().to_vec();
+        let n_channels = expected.pop().unwrap_or(1);
+        expected.push(self.output_channels(n_channels));
+        if output.dims() != expected {
+            return Err(Error::Shape {
+                name: "output",
+                shape: output.dims().to_vec(),
+                expected,
+            });
+        }
+        if self != Self::LearnedRange {
+            return Ok((output.clone(), None));
+        }
+        // Contiguous once, because candle walks strided tensors in pieces of C elements.
+        let last_axis = output.rank() - 1;
+        let prediction = output.narrow(last_axis, 0, n_channels)?.contiguous()?; // [N, .., C]
+        let mix = output
+            .narrow(last_axis, n_channels, n_channels)?
+            .contiguous()?; // [N, .., C]
+        Ok((prediction, Some(mix)))
+    }
+}
+
+impl Prediction {
+    /// What the network should say: eps, x0 or v, like `x0`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] and [`Error::Timestep`] as for [`NoiseSchedule::add_noise`].
+    pub fn target(
+        self,
+        schedule: &NoiseSchedule,
+        x0: &Tensor,
+        eps: &Tensor,
+        t: &[u32],
+    ) -> Result<Tensor> {
+        per_image::check_shape("eps", eps, x0)?;
+        schedule.check_images(x0, t)?;
+        match self {
+            Self::Eps => Ok(eps.clone()),
+            Self::X0 => Ok(x0.clone()),
+            Self::V => schedule.v_from_x0(x0, eps, t),
+        }
+    }
+
+    /// The weight on this prediction's squared error that is a weight of 1 on the eps error.
+    ///
+    /// `|eps - eps_hat|^2 = rate |target - prediction|^2` with rate 1 for eps, `snr` for x0 and
+    /// `snr / (1 + snr) = alpha_bar` for v.
+    ///
+    /// # Source
+    /// Salimans and Ho 2022, arXiv 2202.00512, section 4.
+    #[must_use]
+    pub fn exchange_rate(self, level: NoiseLevel) -> f64 {
+        match self {
+            Self::Eps => 1.0,
+            Self::X0 => level.snr(),
+            Self::V => level.alpha_bar(),
+        }
+    }
+
+    /// `f` in `x0 - x0_hat = f (output - target)`: the error of the image per error of the prediction.
+    ///
+    /// Infinite for eps where the SNR is 0.
+    pub(crate) fn x0_error_factor(self, level: NoiseLevel) -> f64 {
+        match self {
+            Self::Eps => (-0.5 * level.log_snr()).exp(), // sqrt(1 - alpha_bar) / sqrt(alpha_bar)
+            Self::X0 => -1.0,
+            Self::V => level.one_minus_alpha_bar().sqrt(),
+        }
+    }
+
+    /// The image that a prediction means, like `x_t`; not clipped.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] and [`Error::Timestep`] as for [`NoiseSchedule::add_noise`];
+    /// [`Error::ZeroSnr`] for eps at a level with an SNR of 0.
+    pub fn x0_hat(
+        self,
+        schedule: &NoiseSchedule,
+        predicted: &Tensor,
+        x_t: &Tensor,
+        t: &[u32],
+    ) -> Result<Tensor> {
+        match self {
+            Self::Eps => schedule.x0_from_eps(x_t, predicted, t),
+            Self::X0 => {
+                per_image::check_shape("x0_hat", predicted, x_t)?;
+                schedule.check_images(x_t, t)?;
+                Ok(predicted.clone())
+            }
+            Self::V => schedule.x0_from_v(x_t, predicted, t),
+        }
+    }
+}
+
+/// Conversions, result first. Tensors are `[N, ..]` of one shape, `t` is `[N]`.
+///
+/// All fail with [`Error::Shape`] or [`Error::Timestep`] as [`NoiseSchedule::add_noise`] does.
+impl NoiseSchedule {
+    /// `x0 = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)`.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSnr`] too, where `alpha_bar` is 0.
+    pub fn x0_from_eps(&self, x_t: &Tensor, eps: &Tensor, t: &[u32]) -> Result<Tensor> {
+        per_image::check_shape("eps", eps, x_t)?;
+        self.check_images(x_t, t)?;
+        if let Some(&t) = t.iter().find(|&&t| self.alpha_bar()[t as usize] == 0.0) {
+            return Err(Error::ZeroSnr { t: t as usize });
+        }
+        let x_t = Term {
+            tensor: x_t,
+            factor: per_image::gather(self.alpha_bar(), t, |a| (1.0 / a).sqrt()),
+        };
+        let eps = Term {
+            tensor: eps,
+            factor: per_image::gather(self.alpha_bar(), t, |a| -((1.0 - a) / a).sqrt()),
+        };
+        per_image::sum(x_t, eps)
+    }
+
+    /// `eps = (x_t - sqrt(alpha_bar) x0) / sqrt(1 - alpha_bar)`.
+    ///
+    /// # Errors
+    /// As for all conversions.
+    pub fn eps_from_x0(&self, x_t: &Tensor, x0: &Tensor, t: &[u32]) -> Result<Tensor> {
+        per_image::check_shape("x0", x0, x_t)?;
+        self.check_images(x_t, t)?;
+        let x_t = Term {
+            tensor: x_t,
+            factor: per_image::gather(self.alpha_bar(), t, |a| (1.0 / (1.0 - a)).sqrt()),
+        };
+        let x0 = Term {
+            tensor: x0,
+            factor: per_image::gather(self.alpha_bar(), t, |a| -(a / (1.0 - a)).sqrt()),
+        };
+        per_image::sum(x_t, x0)
+    }
+
+    /// `v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0`.
+    ///
+    /// # Errors
+    /// As for all conversions.
+    pub fn v_from_x0(&self, x0: &Tensor, eps: &Tensor, t: &[u32]) -> Result<Tensor> {
+        per_image::check_shape("eps", eps, x0)?;
+        self.check_images(x0, t)?;
+        let eps = Term {
+            tensor: eps,
+            factor: self.sqrt_alpha_bar_at(t),
+        };
+        let x0 = Term {
+            tensor: x0,
+            factor: per_image::gather(self.alpha_bar(), t, |a| -(1.0 - a).sqrt()),
+        };
+        per_image::sum(eps, x0)
+    }
+
+    /// `x0 = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v`.
+    ///
+    /// # Errors
+    /// As for all conversions.
+    pub fn x0_from_v(&self, x_t: &Tensor, v: &Tensor, t: &[u32]) -> Result<Tensor> {
+        per_image::check_shape("v", v, x_t)?;
+        // The same rotation as from (eps, x0) to v.
+        self.v_from_x0(v, x_t, t)
+    }
+}

@@ -1,0 +1,64 @@
+//! From noise to images: one function per algorithm, and its single steps.
+//!
+//! A sampler draws nothing: the caller supplies the first `x_t`, and a closure `noise(i)` that returns the
+//! standard normal noise (like `x_t`) of the step that leaves level i. It is asked once per step that uses
+//! noise, never at i = 0. A closure `on_step` sees each step and may end the run with an error.
+
+mod ancestral;
+mod ddim;
+
+use candle_core::Tensor;
+
+use crate::{Denoised, Denoiser, NoiseSchedule, Result, per_image};
+
+pub use ancestral::{AncestralOptions, ReverseStep, ancestral, p_mean_variance};
+pub use ddim::{DdimOptions, DdimStep, ddim, ddim_reverse_step, ddim_step};
+
+/// Whether guesses of the clean image are clipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Clip {
+    /// To `[-1, 1]`, the range of pixels.
+    Pixels,
+    /// Not at all: for data that are not pixels, and for exact inversion.
+    Off,
+}
+
+impl Clip {
+    fn apply(self, x0_hat: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Pixels => Ok(x0_hat.clamp(-1.0, 1.0)?),
+            Self::Off => Ok(x0_hat.clone()),
+        }
+    }
+}
+
+/// One finished step of a sampler, for those who watch.
+#[derive(Debug, Clone, Copy)]
+pub struct StepReport<'a> {
+    /// Index of the level that was left, from `n_steps - 1` down to 0.
+    pub i: usize,
+    /// The same level as index of the training schedule.
+    pub t: u32,
+    /// The guess of the clean images at this level, after clipping; `[N, ..]`.
+    pub x0_hat: &'a Tensor,
+    /// The images after the step; the result, if `i` is 0. `[N, ..]`.
+    pub x: &'a Tensor,
+}
+
+/// The guesses of a denoiser at one level for all images, cut from the graph of the network.
+///
+/// Uncut, a run would keep the activations of all its steps.
+fn denoise_at<D: Denoiser + ?Sized>(denoiser: &D, x_t: &Tensor, t: u32) -> Result<Denoised> {
+    let n_images = x_t.dims().first().copied().unwrap_or(0);
+    let denoised = denoiser.denoise(x_t, &vec![t; n_images])?;
+    Ok(Denoised {
+        x0_hat: denoised.x0_hat.detach(),
+        variance_mix: denoised.variance_mix.map(|mix| mix.detach()),
+    })
+}
+
+/// Refuses guesses and indices that do not fit the images.
+fn check_step(schedule: &NoiseSchedule, x_t: &Tensor, x0_hat: &Tensor, i: &[u32]) -> Result<()> {
+    per_image::check_shape("x0_hat", x0_hat, x_t)?;
+    schedule.check_images(x_t, i)
+}

@@ -1,0 +1,140 @@
+//! Gradients of the loss against finite differences, and the gradients that must not exist.
+
+use candle_core::{DType, Device, Tensor, Var};
+use p2_diffusion::{
+    Error, LossTerms, NoiseSchedule, Objective, Prediction, Result, Variance, Weighting,
+};
+
+use crate::support::{check_absolute, fill, values};
+
+/// Two images at t = 0, because they are taken out of the batch and put back.
+const T: [u32; 4] = [6, 0, 1, 0];
+const CHANNELS: usize = 2;
+
+struct Case {
+    objective: Objective,
+    x0: Tensor,
+    eps: Tensor,
+    output: Vec<f64>,
+}
+
+impl Case {
+    fn new(prediction: Prediction) -> Result<Self> {
+        // Few levels, so that the range of the learned variance is wide.
+        let schedule = NoiseSchedule::linear(40)?;
+        // Clamped pixels fall into the first and last bin of the likelihood at t = 0.
+        let x0 = fill(&[4, 3, CHANNELS], DType::F64, |i| {
+            (1.5 * (1.1 * i).sin()).clamp(-1.0, 1.0)
+        })?;
+        let eps = fill(&[4, 3, CHANNELS], DType::F64, |i| 1.2 * (1.7 * i).cos())?;
+        // The error in x0 is small, or the likelihood at t = 0 would sit on its floor.
+        let off = match prediction {
+            Prediction::Eps => 0.5,
+            Prediction::X0 | Prediction::V => 0.005,
+        };
+        let off = fill(&[4, 3, CHANNELS], DType::F64, |i| {
+            off * (2.9 * i + 0.4).sin()
+        })?;
+        let mix = fill(&[4, 3, CHANNELS], DType::F64, |i| 0.9 * (0.7 * i).sin())?;
+        let predicted = (prediction.target(&schedule, &x0, &eps, &T)? + off)?;
+        let weighting = Weighting::P2 { k: 1.0, gamma: 0.5 };
+        let variance = Variance::LearnedRange;
+        Ok(Self {
+            objective: Objective::new(&schedule, prediction, variance, weighting)?,
+            output: values(&Tensor::cat(&[predicted, mix], 2)?)?,
+            x0,
+            eps,
+        })
+    }
+
+    fn loss(&self, output: &Tensor) -> Result<LossTerms> {
+        self.objective.loss(output, &self.x0, &self.eps, &T)
+    }
+
+    fn tensor(&self, output: &[f64]) -> Result<Tensor> {
+        Ok(Tensor::from_slice(
+            output,
+            (4, 3, 2 * CHANNELS),
+            &Device::Cpu,
+        )?)
+    }
+
+    fn gradient(&self, of: impl Fn(&LossTerms) -> Result<Tensor>) -> Result<Vec<f64>> {
+        let output = Var::from_tensor(&self.tensor(&self.output)?)?;
+        let grads = of(&self.loss(&output)?)?.sum_all()?.backward()?;
+        values(grads.get(&output).ok_or(Error::MissingVarianceMix)?)
+    }
+
+    fn finite_differences(&self, of: impl Fn(&LossTerms) -> Result<Tensor>) -> Result<Vec<f64>> {
+        let at = |i: usize, step: f64| -> Result<f64> {
+            let mut output = self.output.clone();
+            output[i] += step;
+            let loss = self.loss(&self.tensor(&output)?)?;
+            Ok(of(&loss)?.sum_all()?.to_scalar()?)
+        };
+        let step = 1e-5;
+        let slope = |i| Ok((at(i, step)? - at(i, -step)?) / (2.0 * step));
+        (0..self.output.len()).map(slope).collect()
+    }
+}
+
+fn is_prediction(i: usize) -> bool {
+    i % (2 * CHANNELS) < CHANNELS
+}
+
+fn vb(loss: &LossTerms) -> Result<Tensor> {
+    loss.vb.clone().ok_or(Error::MissingVarianceMix)
+}
+
+#[test]
+fn weighted_loss() -> Result<()> {
+    for prediction in [Prediction::Eps, Prediction::X0, Prediction::V] {
+        let case = Case::new(prediction)?;
+        let got = case.gradient(|loss| Ok(loss.weighted.clone()))?;
+        // The prediction learns from the weighted mse alone, the mix from vb alone.
+        let by_mse = case.finite_differences(|loss| Ok((&loss.weighted - vb(loss)?)?))?;
+        let by_vb = case.finite_differences(vb)?;
+        let pairs = by_mse.iter().zip(&by_vb).enumerate();
+        let expected: Vec<f64> = pairs
+            .map(|(i, (mse, vb))| if is_prediction(i) { *mse } else { *vb })
+            .collect();
+        // Each image and each half on its own: their slopes differ by orders of magnitude.
+        let image = 3 * 2 * CHANNELS;
+        for n in 0..T.len() {
+            for half in [true, false] {
+                let here = || (n * image..(n + 1) * image).filter(|&i| is_prediction(i) == half);
+                let pick = |slopes: &[f64]| here().map(|i| slopes[i]).collect::<Vec<f64>>();
+                let (got, expected) = (pick(&got), pick(&expected));
+                let largest = expected
+                    .iter()
+                    .fold(0.0_f64, |max, slope| max.max(slope.abs()));
+                let name = format!("{prediction}, image {n}, prediction {half}");
+                assert!(largest > 1e-5, "{name}: the loss is flat, {largest:e}");
+                check_absolute(&name, &got, &expected, 1e-5 * largest);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn vb_does_not_train_the_prediction() -> Result<()> {
+    let case = Case::new(Prediction::Eps)?;
+    let got = case.gradient(vb)?;
+    let would_be = case.finite_differences(vb)?;
+    for i in (0..got.len()).filter(|&i| is_prediction(i)) {
+        assert_eq!(got[i], 0.0, "element {i}");
+        assert!(would_be[i].abs() > 1e-9, "vb is flat in element {i} anyway");
+    }
+    Ok(())
+}
+
+#[test]
+fn mse_eps_carries_no_gradient() -> Result<()> {
+    let case = Case::new(Prediction::Eps)?;
+    let output = Var::from_tensor(&case.tensor(&case.output)?)?;
+    let loss = case.loss(&output)?;
+    assert!(loss.mse_eps.sum_all()?.backward()?.get(&output).is_none());
+    assert!(loss.mse.sum_all()?.backward()?.get(&output).is_some());
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! Holds the crate to published numbers, closed forms and finite differences; runs in seconds, offline.
+
+mod errors; // what is refused, and the words
+mod goldens; // numbers printed by the reference code
+mod gradients; // finite differences, the chain rule, cut gradients
+mod independence; // bits do not depend on the batch
+mod numbers; // numbers of the paper's schedules and weights
+mod samplers; // closed forms on Gaussian data
+mod support; // inputs and comparisons
+mod weights; // targets, exchange rates, weightings

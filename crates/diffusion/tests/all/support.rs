@@ -1,0 +1,53 @@
+//! Inputs and comparisons shared by the tests.
+
+use candle_core::{DType, Device, Tensor};
+use p2_diffusion::Result;
+
+/// `f(0), f(1), ..` as a tensor of the shape, row-major.
+pub(crate) fn fill(shape: &[usize], dtype: DType, f: impl Fn(f64) -> f64) -> Result<Tensor> {
+    let n_elements: usize = shape.iter().product();
+    let values: Vec<f64> = (0..n_elements).map(|i| f(i as f64)).collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)
+}
+
+/// The same, filled as `[N, C, H, W]` like the reference code does, returned as `[N, H, W, C]`.
+pub(crate) fn fill_nchw(shape: &[usize], dtype: DType, f: impl Fn(f64) -> f64) -> Result<Tensor> {
+    Ok(fill(shape, dtype, f)?.permute((0, 2, 3, 1))?.contiguous()?)
+}
+
+/// All elements in f64, row-major.
+pub(crate) fn values(x: &Tensor) -> Result<Vec<f64>> {
+    Ok(x.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
+}
+
+/// The bits of all f32 elements.
+pub(crate) fn bits(x: &Tensor) -> Result<Vec<u32>> {
+    let values: Vec<f32> = x.flatten_all()?.to_vec1()?;
+    Ok(values.into_iter().map(f32::to_bits).collect())
+}
+
+/// Panics unless each number is near its expectation, relative to it.
+#[track_caller]
+pub(crate) fn check(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{name}: {got:?}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let distance = (got - expected).abs();
+        assert!(
+            distance <= tolerance * expected.abs(),
+            "{name}[{i}]: got {got:e}, expected {expected:e}"
+        );
+    }
+}
+
+/// Panics unless each number is near its expectation, in absolute terms.
+#[track_caller]
+pub(crate) fn check_absolute(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{name}: {got:?}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let distance = (got - expected).abs();
+        assert!(
+            distance <= tolerance,
+            "{name}[{i}]: got {got:e}, expected {expected:e}"
+        );
+    }
+}
