@@ -15,8 +15,12 @@ mod dataset;
 mod decode;
 mod folder;
 mod jpeg;
+mod loader;
+mod order;
 mod resample;
 mod source;
 mod split;
 
 pub use dataset::{Dataset, Image, SkippedFile, Split};
+pub use loader::{Batch, Loader, LoaderOptions};
+pub use order::Order;
