@@ -1,0 +1,28 @@
+//! Images from files: found, checked, split, decoded, and served as the pixels of a run.
+//!
+//! Reading order is the order of the data: `source` lists files (`folder`, `archive`, `bundled`),
+//! `check` drops those that cannot be images, `classes` and `split` sort the rest, `decode` (`jpeg`)
+//! and `crop` (`resample`) make pixels of them, `cache` keeps the pixels, `dataset` joins all that,
+//! `order` says which image comes when, `loader` serves batches, `pack` makes archives.
+
+mod archive;
+mod bundled;
+mod cache;
+mod check;
+mod classes;
+mod crop;
+mod dataset;
+mod decode;
+mod folder;
+mod jpeg;
+mod loader;
+mod order;
+mod pack;
+mod resample;
+mod source;
+mod split;
+
+pub use dataset::{Dataset, Image, SkippedFile, Split};
+pub use loader::{Batch, Loader, LoaderOptions};
+pub use order::Order;
+pub use pack::{Packed, pack};

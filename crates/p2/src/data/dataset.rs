@@ -1,0 +1,303 @@
+//! The images of a run: training and held-out lists, and the pixels behind them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail, ensure};
+use image::RgbImage;
+
+use super::cache::{Cache, Known};
+use super::check::{check, skipped};
+use super::classes::{Classes, classes};
+use super::source::{Entry, Source};
+use super::{crop, decode, split};
+use crate::config::section::{Crop, Data, SkinTones};
+use crate::rng::Draws;
+
+/// Bytes of decoded pixels kept in memory: all of 80,000 images of 64x64. More are decoded anew.
+const CACHE_BYTES: usize = 1 << 30;
+
+/// One of the two lists of a dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// Images to learn from.
+    Training,
+    /// Images that are only looked at to measure.
+    HeldOut,
+}
+
+/// The pixels of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// `[H, W, 3]`, H = W = the image size of the dataset.
+    pub pixels: Vec<u8>,
+    /// Index into [`Dataset::class_names`]; 0 if there are no classes.
+    pub label: u32,
+    /// Name of the file.
+    pub file: Arc<str>,
+}
+
+/// A file that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SkippedFile {
+    /// Path below the root of the data.
+    pub file: Arc<str>,
+    /// Why.
+    pub reason: String,
+}
+
+/// The images of a run.
+///
+/// A file whose damage shows only when it is decoded is named in [`Dataset::skipped`], and the next
+/// usable image of its list stands in for it, always the same one. So the k-th image of a run is a
+/// function of the files, the settings and the seed, not of threads, batch size or resuming.
+#[derive(Debug)]
+pub struct Dataset {
+    source: Source,
+    settings: Data,
+    entries: Vec<Entry>,
+    classes: Classes,
+    training: Vec<usize>,
+    held_out: Vec<usize>,
+    fingerprint: String,
+    skipped: Mutex<Vec<SkippedFile>>,
+    cache: Cache,
+}
+
+impl Dataset {
+    /// Lists, checks and splits the files of `settings.path`.
+    ///
+    /// The start of every file is read; files that cannot be images are left out and named in
+    /// [`Dataset::skipped`].
+    ///
+    /// # Errors
+    /// If the path does not exist or is of another kind, or no image is left to train on.
+    pub fn open(settings: &Data) -> Result<Self> {
+        let Data {
+            path,
+            image_size,
+            held_out,
+            ..
+        } = settings;
+        ensure!(*image_size > 0, "image size 0 in data.image_size");
+        ensure!(
+            (0.0..1.0).contains(held_out),
+            "share {held_out} in data.held_out is not in [0, 1)"
+        );
+        let source = Source::open(path)?;
+        let mut listing = source
+            .list()
+            .with_context(|| format!("cannot read data: {path}"))?;
+        if settings.skin_tones == SkinTones::One {
+            listing
+                .entries
+                .retain(|entry| !split::has_skin_tone(&entry.name));
+        }
+        let mut checked = check(&source, listing.entries);
+        listing.skipped.append(&mut checked.skipped);
+        if checked.entries.is_empty() {
+            bail!("no usable image in {path}{}", first_of(&listing.skipped));
+        }
+        Ok(Self::new(
+            source,
+            settings.clone(),
+            checked.entries,
+            listing.skipped,
+            checked.fingerprint,
+        ))
+    }
+
+    fn new(
+        source: Source,
+        settings: Data,
+        entries: Vec<Entry>,
+        skipped: Vec<SkippedFile>,
+        fingerprint: String,
+    ) -> Self {
+        let names: Vec<&str> = entries.iter().map(|entry| &*entry.name).collect();
+        let groups: Vec<&str> = names
+            .iter()
+            .map(|name| split::group_of(name, settings.group_by))
+            .collect();
+        let is_held_out = split::held_out(&groups, settings.held_out);
+        let (held_out, training) = (0..entries.len()).partition(|file_idx| is_held_out[*file_idx]);
+        Self {
+            classes: classes(&names),
+            cache: Cache::new(entries.len(), CACHE_BYTES),
+            skipped: Mutex::new(skipped),
+            source,
+            settings,
+            training,
+            held_out,
+            fingerprint,
+            entries,
+        }
+    }
+
+    /// Refuses a batch that is larger than the number of training images.
+    ///
+    /// # Errors
+    /// With both numbers.
+    pub fn check_batch_size(&self, batch_size: usize) -> Result<()> {
+        let n_images = self.training.len();
+        let path = &self.settings.path;
+        ensure!(
+            batch_size <= n_images,
+            "batch of {batch_size} images from only {n_images} training images in {path}"
+        );
+        Ok(())
+    }
+
+    /// Number of images in a list.
+    pub fn n_images(&self, split: Split) -> usize {
+        self.list(split).len()
+    }
+
+    /// Names of the files of a list, in its order.
+    pub fn file_names(&self, split: Split) -> impl Iterator<Item = &str> {
+        self.list(split)
+            .iter()
+            .map(|file_idx| &*self.entries[*file_idx].name)
+    }
+
+    /// Height and width of every image, in pixels.
+    pub fn image_size(&self) -> usize {
+        self.settings.image_size
+    }
+
+    /// Names of the classes, sorted: the first folders below the root. Empty if there are none.
+    pub fn class_names(&self) -> &[String] {
+        &self.classes.names
+    }
+
+    /// SHA-256, in hexadecimal, of what was found: names, lengths and the first 64 KiB of all image
+    /// files. The same files give the same fingerprint in a folder and in an archive.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// All files that cannot be used, as far as known: at first what opening found, later also
+    /// what showed when pixels were decoded, in the order of discovery.
+    pub fn skipped(&self) -> Vec<SkippedFile> {
+        self.skipped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// An image of a list: its middle square, not mirrored.
+    ///
+    /// # Errors
+    /// If `index` is not below [`Dataset::n_images`], or the list has no usable image at all.
+    pub fn image(&self, split: Split, index: usize) -> Result<Image> {
+        let (file_idx, pixels) = self.pixels(split, index)?;
+        let square = match self.settings.crop {
+            Crop::Center => pixels.as_raw().clone(),
+            Crop::Random => crop::center_crop(&pixels, self.settings.image_size).into_raw(),
+        };
+        Ok(self.named(file_idx, square))
+    }
+
+    /// A training image, cropped and mirrored at random as the settings say.
+    ///
+    /// # Errors
+    /// Like [`Dataset::image`].
+    pub fn augmented_image(&self, index: usize, draws: &mut Draws) -> Result<Image> {
+        let (file_idx, pixels) = self.pixels(Split::Training, index)?;
+        let mirrored = draws.uniform() < 0.5 && self.settings.horizontal_flip;
+        let mut square = match self.settings.crop {
+            Crop::Center => pixels.as_raw().clone(),
+            Crop::Random => crop::random_crop(&pixels, self.settings.image_size, draws).into_raw(),
+        };
+        if mirrored {
+            mirror(&mut square, self.settings.image_size);
+        }
+        Ok(self.named(file_idx, square))
+    }
+
+    fn list(&self, split: Split) -> &[usize] {
+        match split {
+            Split::Training => &self.training,
+            Split::HeldOut => &self.held_out,
+        }
+    }
+
+    fn named(&self, file_idx: usize, pixels: Vec<u8>) -> Image {
+        let file = Arc::clone(&self.entries[file_idx].name);
+        Image {
+            pixels,
+            label: self.classes.labels[file_idx],
+            file,
+        }
+    }
+
+    /// The pixels at `index` of a list, or those of the next usable file after it.
+    fn pixels(&self, split: Split, index: usize) -> Result<(usize, Arc<RgbImage>)> {
+        let list = self.list(split);
+        let n_images = list.len();
+        ensure!(index < n_images, "no image {index} in a list of {n_images}");
+        for &file_idx in list[index..].iter().chain(&list[..index]) {
+            if let Some(pixels) = self.pixels_of_file(file_idx) {
+                return Ok((file_idx, pixels));
+            }
+        }
+        bail!(
+            "no usable image in {}{}",
+            self.settings.path,
+            first_of(&self.skipped())
+        )
+    }
+
+    /// The pixels of a file, from memory if they are there; `None` if it is damaged.
+    fn pixels_of_file(&self, file_idx: usize) -> Option<Arc<RgbImage>> {
+        match self.cache.get(file_idx) {
+            Some(Known::Pixels(pixels)) => return Some(Arc::clone(pixels)),
+            Some(Known::Damaged) => return None,
+            None => {}
+        }
+        match self.decode_file(&self.entries[file_idx]) {
+            Ok(pixels) => {
+                let pixels = Arc::new(pixels);
+                self.cache.keep(file_idx, &pixels);
+                Some(pixels)
+            }
+            Err(error) => {
+                if self.cache.note_damage(file_idx) {
+                    let record = skipped(&self.entries[file_idx].name, &error);
+                    self.skipped
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(record);
+                }
+                None
+            }
+        }
+    }
+
+    /// As much of an image as all later crops have in common.
+    fn decode_file(&self, entry: &Entry) -> Result<RgbImage> {
+        let image = decode::decode(&self.source.read(entry)?)?;
+        let image_size = self.settings.image_size;
+        Ok(match self.settings.crop {
+            Crop::Center => crop::center_crop(&image, image_size),
+            Crop::Random => crop::shrink_for_random_crops(&image, image_size).unwrap_or(image),
+        })
+    }
+}
+
+/// Mirrors `[H, W, 3]` pixels left to right.
+fn mirror(pixels: &mut [u8], width: usize) {
+    for row in pixels.chunks_exact_mut(3 * width) {
+        let (pixels, _) = row.as_chunks_mut::<3>();
+        pixels.reverse();
+    }
+}
+
+/// How many files were skipped, and why the first was.
+fn first_of(skipped: &[SkippedFile]) -> String {
+    match skipped.first() {
+        Some(SkippedFile { file, reason }) => {
+            format!(": {} skipped, the first is {file}: {reason}", skipped.len())
+        }
+        None => String::new(),
+    }
+}
