@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 
 use crate::config::section::Sampler;
 use crate::config::{Base, Count, Override};
@@ -39,6 +39,8 @@ impl From<ExitStatus> for ExitCode {
 #[command(
     version,
     max_term_width = 100,
+    disable_help_flag = true,
+    disable_help_subcommand = true,
     after_help = "Example: p2 train --preset smoke"
 )]
 pub struct Cli {
@@ -46,14 +48,30 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
     /// Tell only warnings and errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 100,
+        conflicts_with = "verbose"
+    )]
     quiet: bool,
     /// Tell more
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 101)]
     verbose: bool,
     /// When to color text for people
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    #[arg(
+        long,
+        global = true,
+        display_order = 102,
+        value_name = "WHEN",
+        default_value = "auto"
+    )]
     pub color: ColorChoice,
+    /// Print help
+    // The short form for both flags: one line per option.
+    #[arg(short, long, global = true, display_order = 103, action = ArgAction::HelpShort)]
+    help: Option<bool>,
 }
 
 impl Cli {
@@ -264,7 +282,7 @@ pub struct PresetsArgs {
 /// What `p2 info` may be told.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: p2 info --preset paper-256")]
-#[group(required = true, multiple = false, args = ["model", "preset"])]
+#[command(group = ArgGroup::new("which").required(true).args(["model", "preset"]))]
 pub struct InfoArgs {
     /// A run, a checkpoint or a .safetensors file
     #[arg(value_name = "MODEL")]

@@ -1,8 +1,10 @@
 //! p2 trains and samples image diffusion models with perception-prioritized (P2) loss weighting.
 
+pub mod checkpoint;
 pub mod cli;
 pub mod command;
 pub mod config;
+pub mod durable;
 pub mod fault;
 pub mod print;
 pub mod problem;
