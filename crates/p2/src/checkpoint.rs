@@ -63,7 +63,6 @@ pub struct NamedTensor<'a> {
 
 /// The content of `state.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     format: u32,
     /// Where in the run the checkpoint stands.

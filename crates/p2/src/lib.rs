@@ -9,4 +9,5 @@ pub mod fault;
 pub mod print;
 pub mod problem;
 pub mod rng;
+pub mod run_dir;
 pub mod signal;

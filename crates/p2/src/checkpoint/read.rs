@@ -48,8 +48,13 @@ pub fn newest(checkpoints: &Path) -> anyhow::Result<Option<Found>> {
         all => all.with_context(|| format!("cannot read {}", checkpoints.display()))?,
     };
     let mut skipped = Vec::new();
-    for (_, path) in all.into_iter().rev() {
-        match verify(&path) {
+    for (images_seen, path) in all.into_iter().rev() {
+        let verified = verify(&path).and_then(|state| {
+            let written = state.position.images_seen;
+            anyhow::ensure!(written == images_seen, "{STATE_FILE} says {written} images");
+            Ok(state)
+        });
+        match verified {
             Ok(state) => {
                 return Ok(Some(Found {
                     path,

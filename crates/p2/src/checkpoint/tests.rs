@@ -127,7 +127,8 @@ fn the_state_is_readable_and_holds_no_time() {
             }
           }
         }
-    "#]].assert_eq(&fs::read_to_string(path.join(STATE_FILE)).unwrap());
+    "#]]
+    .assert_eq(&fs::read_to_string(path.join(STATE_FILE)).unwrap());
 }
 
 #[test]
@@ -192,7 +193,11 @@ fn a_checkpoint_of_the_same_images_is_replaced() {
 #[test]
 fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
     type Damage = fn(&Path);
-    let damages: [(&str, Damage); 7] = [
+    let damages: [(&str, Damage); 8] = [
+        ("state.json says 129 images", |path| {
+            let json = fs::read_to_string(path.join(STATE_FILE)).unwrap();
+            fs::write(path.join(STATE_FILE), json.replace("128", "129")).unwrap();
+        }),
         ("checksum of model", |path| {
             let mut bytes = fs::read(path.join("model.safetensors")).unwrap();
             *bytes.last_mut().unwrap() ^= 1;

@@ -1,10 +1,11 @@
 //! Writes checkpoints: into a temporary folder, flushed, renamed; then removes the ones out of date.
 //!
-//! Points at which [`fault`] may strike, in order: `checkpoint.write` (an error, before each file),
-//! `checkpoint.after-temp-write` (after each file), `checkpoint.before-fsync`,
+//! Points at which [`fault`] may strike, in order: `checkpoint.write` (before each file; also as an
+//! error), `checkpoint.after-temp-write` (after each file), `checkpoint.before-fsync` and
 //! `checkpoint.after-fsync` (of the folder), `checkpoint.before-rename`,
-//! `checkpoint.between-renames` (only where an older one has the same name),
-//! `checkpoint.after-rename`, `checkpoint.before-prune`, `checkpoint.after-prune`.
+//! `checkpoint.between-renames` and `checkpoint.after-replace` (only where an older checkpoint has
+//! the same name), `checkpoint.after-rename`, `checkpoint.before-prune`,
+//! `checkpoint.within-prune` (each removal), `checkpoint.after-prune`.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -173,6 +174,7 @@ fn publish(temp: &Path, target: &Path) -> io::Result<()> {
         fault::point("checkpoint.between-renames");
         fs::rename(temp, target)?;
         durable::sync_folder(checkpoints)?;
+        fault::point("checkpoint.after-replace");
         fs::remove_dir_all(&old)?;
     } else {
         fs::rename(temp, target)?;
@@ -213,6 +215,7 @@ fn remove(checkpoints: &Path, path: &Path) -> io::Result<()> {
         fs::remove_dir_all(&condemned)?;
     }
     fs::rename(path, &condemned)?;
+    fault::point("checkpoint.within-prune");
     fs::remove_dir_all(&condemned)
 }
 
