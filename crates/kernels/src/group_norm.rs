@@ -6,8 +6,8 @@
 use crate::cpu::{Cpu, Shared};
 use crate::elementwise::{sigmoid, silu_slope};
 
-/// Elements of one tile of an image.
-const TILE: usize = 1 << 14;
+/// Elements of one tile of an image: a short sum, so that f32 suffices inside; tiles add up in f64.
+const TILE: usize = 1 << 12;
 
 /// Added to the variance.
 const EPS: f64 = 1e-5;
@@ -65,11 +65,12 @@ impl GroupNorm {
         self.check(&inputs);
         assert_eq!(y.len(), inputs.x.len());
         let moments = self.moments(inputs.x, cpu);
-        let lines = self.lines(&inputs, &moments);
+        let slopes = self.slopes(&inputs, &moments);
         let shared = Shared::new(y);
         self.for_each_tile(cpu, |image, positions| {
-            let line = &lines[image * 2 * self.c..][..2 * self.c];
-            let (slope, offset) = line.split_at(self.c);
+            let slope = &slopes[image * self.c..][..self.c];
+            let shift = &inputs.shift[image * self.c..][..self.c];
+            let mean = &moments[image * 2 * self.c..][..self.c];
             let start = (image * self.n_positions + positions.start) * self.c;
             // SAFETY: tiles are disjoint.
             let y = unsafe { shared.tile(start, positions.len() * self.c) };
@@ -81,12 +82,12 @@ impl GroupNorm {
                         match self.activation {
                             Activation::Identity => {
                                 for c in 0..y.len() {
-                                    y[c] = x[c] * slope[c] + offset[c];
+                                    y[c] = (x[c] - mean[c]) * slope[c] + shift[c];
                                 }
                             }
                             Activation::Silu => {
                                 for c in 0..y.len() {
-                                    let u = x[c] * slope[c] + offset[c];
+                                    let u = (x[c] - mean[c]) * slope[c] + shift[c];
                                     y[c] = u * sigmoid(u);
                                 }
                             }
@@ -114,7 +115,7 @@ impl GroupNorm {
         self.sum_tiles(&partial, d_scale, d_shift);
 
         // d_x = rstd (scale d_u - mean(scale d_u) - xhat mean(scale d_u xhat)), means over a group,
-        // written as slope * d_u + along * x + offset.
+        // written as slope * d_u + along * (x - mean) + offset.
         let per_group = self.c / self.n_groups;
         let count = (per_group * self.n_positions) as f64;
         let mut lines = vec![0.0; self.n * 3 * self.c];
@@ -128,12 +129,11 @@ impl GroupNorm {
                     sum_xhat += of(inputs.scale, c) * of(d_scale, c);
                 }
                 for c in channels {
-                    let mean = f64::from(moments[image * 2 * self.c + c]);
                     let rstd = f64::from(moments[(image * 2 + 1) * self.c + c]);
                     let along = -rstd * rstd * sum_xhat / count;
                     line[c] = (rstd * of(inputs.scale, c)) as f32;
                     line[self.c + c] = along as f32;
-                    line[2 * self.c + c] = (-rstd * sum / count - mean * along) as f32;
+                    line[2 * self.c + c] = (-rstd * sum / count) as f32;
                 }
             }
         }
@@ -142,6 +142,7 @@ impl GroupNorm {
             let line = &lines[image * 3 * self.c..][..3 * self.c];
             let (slope, rest) = line.split_at(self.c);
             let (along, offset) = rest.split_at(self.c);
+            let mean = &moments[image * 2 * self.c..][..self.c];
             let start = (image * self.n_positions + positions.start) * self.c;
             // SAFETY: tiles are disjoint.
             let d_x = unsafe { shared.tile(start, positions.len() * self.c) };
@@ -151,7 +152,7 @@ impl GroupNorm {
                 || {
                     for (d_x, x) in d_x.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
                         for c in 0..d_x.len() {
-                            d_x[c] = slope[c] * d_x[c] + (along[c] * x[c] + offset[c]);
+                            d_x[c] = slope[c] * d_x[c] + (along[c] * (x[c] - mean[c]) + offset[c]);
                         }
                     }
                 },
@@ -169,11 +170,12 @@ impl GroupNorm {
         d_u: &mut [f32],
         cpu: Cpu,
     ) -> Vec<f32> {
-        let lines = self.lines(inputs, moments);
+        let slopes = self.slopes(inputs, moments);
         let mut partial = vec![0.0; self.n * self.n_tiles() * 2 * self.c];
         let (shared, shared_partial) = (Shared::new(d_u), Shared::new(&mut partial));
         self.for_each_tile(cpu, |image, positions| {
-            let (slope, offset) = lines[image * 2 * self.c..][..2 * self.c].split_at(self.c);
+            let slope = &slopes[image * self.c..][..self.c];
+            let shift = &inputs.shift[image * self.c..][..self.c];
             let (mean, rstd) = moments[image * 2 * self.c..][..2 * self.c].split_at(self.c);
             let start = (image * self.n_positions + positions.start) * self.c;
             let tile = image * self.n_tiles() + positions.start / self.tile_positions();
@@ -195,7 +197,8 @@ impl GroupNorm {
                             Activation::Identity => d_u.copy_from_slice(d_y),
                             Activation::Silu => {
                                 for c in 0..d_u.len() {
-                                    d_u[c] = d_y[c] * silu_slope(x[c] * slope[c] + offset[c]);
+                                    let u = (x[c] - mean[c]) * slope[c] + shift[c];
+                                    d_u[c] = d_y[c] * silu_slope(u);
                                 }
                             }
                         }
@@ -210,19 +213,17 @@ impl GroupNorm {
         partial
     }
 
-    /// Adds the tiles of each image in order.
+    /// Adds the tiles of each image in order, in f64.
     fn sum_tiles(&self, partial: &[f32], d_scale: &mut [f32], d_shift: &mut [f32]) {
         assert_eq!((d_scale.len(), d_shift.len()), (self.n * self.c, self.n * self.c));
         let images = partial.chunks_exact((self.n_tiles() * 2 * self.c).max(1));
         let sums = d_scale.chunks_exact_mut(self.c).zip(d_shift.chunks_exact_mut(self.c));
         for (tiles, (d_scale, d_shift)) in images.zip(sums) {
-            d_scale.fill(0.0);
-            d_shift.fill(0.0);
-            for tile in tiles.chunks_exact(2 * self.c) {
-                for c in 0..self.c {
-                    d_shift[c] += tile[c];
-                    d_scale[c] += tile[self.c + c];
-                }
+            for c in 0..self.c {
+                let sum = |offset: usize| -> f64 {
+                    tiles.chunks_exact(2 * self.c).map(|tile| f64::from(tile[offset + c])).sum()
+                };
+                (d_shift[c], d_scale[c]) = (sum(0) as f32, sum(self.c) as f32);
             }
         }
     }
@@ -233,21 +234,30 @@ impl GroupNorm {
         let shared = Shared::new(&mut partial);
         self.for_each_tile(cpu, |image, positions| {
             let image_x = &x[image * self.n_positions * self.c..];
-            // Sums of differences from the image's first position: no digits lost to a large mean.
-            let origin = &image_x[..self.c];
+            // Differences from one of the tile's positions, then squares about the tile's mean: no
+            // digits are lost to a mean that is large against the deviation.
             let x = &image_x[positions.start * self.c..positions.end * self.c];
             let tile = image * self.n_tiles() + positions.start / self.tile_positions();
             // SAFETY: each tile has its own sums.
             let sums = unsafe { shared.tile(tile * 2 * self.c, 2 * self.c) };
-            let (sum, sum_sq) = sums.split_at_mut(self.c);
+            let (mean, spread) = sums.split_at_mut(self.c);
+            let reciprocal = 1.0 / positions.len() as f32;
             cpu.isa.vectorize(
                 #[inline(always)]
                 || {
+                    let origin = &x[..self.c];
                     for x in x.chunks_exact(self.c) {
                         for c in 0..x.len() {
-                            let difference = x[c] - origin[c];
-                            sum[c] += difference;
-                            sum_sq[c] += difference * difference;
+                            mean[c] += x[c] - origin[c];
+                        }
+                    }
+                    for c in 0..self.c {
+                        mean[c] = origin[c] + mean[c] * reciprocal;
+                    }
+                    for x in x.chunks_exact(self.c) {
+                        for c in 0..x.len() {
+                            let difference = x[c] - mean[c];
+                            spread[c] += difference * difference;
                         }
                     }
                 },
@@ -257,24 +267,26 @@ impl GroupNorm {
         for (image, moments) in moments.chunks_exact_mut((2 * self.c).max(1)).enumerate() {
             let tiles = &partial[image * self.n_tiles() * 2 * self.c..];
             let tiles = &tiles[..self.n_tiles() * 2 * self.c];
-            let origin = &x[image * self.n_positions * self.c..];
-            self.image_moments(tiles, origin, moments);
+            self.image_moments(tiles, moments);
         }
         moments
     }
 
-    /// Combines the sums of an image's tiles, in f64.
-    fn image_moments(&self, tiles: &[f32], origin: &[f32], moments: &mut [f32]) {
+    /// Combines means and spreads of an image's tiles, in f64 (Chan et al. 1979).
+    fn image_moments(&self, tiles: &[f32], moments: &mut [f32]) {
         let n = self.n_positions as f64;
+        let per_tile = self.tile_positions();
+        let n_in_tile = |tile: usize| per_tile.min(self.n_positions - tile * per_tile) as f64;
         let mut mean_and_spread = vec![(0.0, 0.0); self.c]; // per channel: mean, sum of squares about it
         for (c, (mean, spread)) in mean_and_spread.iter_mut().enumerate() {
-            let (mut sum, mut sum_sq) = (0.0, 0.0);
-            for tile in tiles.chunks_exact(2 * self.c) {
-                sum += f64::from(tile[c]);
-                sum_sq += f64::from(tile[self.c + c]);
+            let tiles = || tiles.chunks_exact(2 * self.c).enumerate();
+            for (i, tile) in tiles() {
+                *mean += f64::from(tile[c]) * n_in_tile(i) / n;
             }
-            *mean = f64::from(origin[c]) + sum / n;
-            *spread = sum_sq - sum * sum / n;
+            for (i, tile) in tiles() {
+                *spread += f64::from(tile[self.c + c])
+                    + n_in_tile(i) * (f64::from(tile[c]) - *mean).powi(2);
+            }
         }
         let per_group = self.c / self.n_groups;
         let (means, rstds) = moments.split_at_mut(self.c);
@@ -290,19 +302,13 @@ impl GroupNorm {
         }
     }
 
-    /// The norm as a line per image and channel, `slope * x + offset`: `[N, 2, C]`.
-    fn lines(&self, inputs: &Inputs<'_>, moments: &[f32]) -> Vec<f32> {
-        let mut lines = vec![0.0; self.n * 2 * self.c];
-        for (image, line) in lines.chunks_exact_mut((2 * self.c).max(1)).enumerate() {
-            for c in 0..self.c {
-                let mean = moments[image * 2 * self.c + c];
-                let rstd = moments[(image * 2 + 1) * self.c + c];
-                let slope = inputs.scale[image * self.c + c] * rstd;
-                line[c] = slope;
-                line[self.c + c] = inputs.shift[image * self.c + c] - mean * slope;
-            }
-        }
-        lines
+    /// `scale * rstd` per image and channel, `[N, C]`.
+    fn slopes(&self, inputs: &Inputs<'_>, moments: &[f32]) -> Vec<f32> {
+        let images = moments.chunks_exact((2 * self.c).max(1)).zip(inputs.scale.chunks_exact(self.c));
+        images
+            .flat_map(|(moments, scale)| moments[self.c..].iter().zip(scale))
+            .map(|(rstd, scale)| rstd * scale)
+            .collect()
     }
 
     fn for_each_tile(&self, cpu: Cpu, f: impl Fn(usize, std::ops::Range<usize>) + Sync) {

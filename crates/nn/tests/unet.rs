@@ -74,9 +74,11 @@ fn check(config: UNetConfig, t: &[f64], labels: Option<&[u32]>, golden: &Golden)
     let y: Vec<f64> = y.into_iter().map(f64::from).collect();
     let mean = y.iter().sum::<f64>() / y.len() as f64;
     let std = (y.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / y.len() as f64).sqrt();
-    let close = |what: &str, value: f64, golden: f64| {
-        // The goldens have 7 digits of numbers of size 0.4.
-        assert!((value - golden).abs() < 1e-4 * golden.abs().max(0.1), "{what}: {value} is not {golden}");
+    let close = |what: &str, value: f64, expected: f64| {
+        // Relative to the size of the output: the f32 goldens themselves are up to 9e-5 of a value
+        // away from an f64 evaluation (case D, the last but one).
+        let error = (value - expected).abs() / expected.abs().max(golden.std);
+        assert!(error < 1e-4, "{what}: {value} is not {expected}");
     };
     close("mean", mean, golden.mean);
     close("std", std, golden.std);
@@ -135,16 +137,6 @@ fn golden_c_convolutions_resample_and_the_noise_level_is_added() {
         first: [0.056_147_20, 0.047_767_64, 0.069_300_52, 0.128_230_8],
         last: [0.202_662_8, 0.281_218_2, 0.292_350_7, 0.229_431_2],
     });
-}
-
-#[test]
-fn tmp_sens() {
-    let config = UNetConfig { n_classes: 10, ..tiny() };
-    let y = |c: Cpu, e: f64, t: f64| { let u = golden_unet(config.clone(), c); let x = (golden_input() * (1.0 + e)).unwrap(); let y = forward(&u, &x, &[7.0, t], Some(&[3, 9])).permute((0,3,1,2)).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap(); let n=y.len(); (y[n-4], y[0], y[1]) };
-    eprintln!("{:?}", y(cpu(), 0.0, 500.0));
-    eprintln!("{:?}", y(Cpu{isa:p2_nn::Isa::Portable,..cpu()}, 0.0, 500.0));
-    eprintln!("{:?}", y(cpu(), 1e-6, 500.0));
-    eprintln!("{:?}", y(cpu(), 0.0, 500.0002));
 }
 
 #[test]

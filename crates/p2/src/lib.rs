@@ -1,5 +1,14 @@
 //! p2 trains and samples image diffusion models with perception-prioritized (P2) loss weighting.
 
+pub mod checkpoint;
+pub mod cli;
+pub mod command;
 pub mod config;
 pub mod data;
+pub mod durable;
+pub mod fault;
+pub mod print;
+pub mod problem;
 pub mod rng;
+pub mod run_dir;
+pub mod signal;

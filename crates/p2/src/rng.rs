@@ -40,7 +40,10 @@ impl Draws {
     /// Like [`Draws::at`] with one more coordinate, such as a layer or a sampling step.
     pub fn at_lane(seed: u64, stream: Stream, index: u64, lane: u64) -> Self {
         let mut key = [0; 32];
-        for (bytes, word) in key.chunks_exact_mut(8).zip([seed, stream as u64, index, lane]) {
+        for (bytes, word) in key
+            .chunks_exact_mut(8)
+            .zip([seed, stream as u64, index, lane])
+        {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
         Self(ChaCha8Rng::from_seed(key))
@@ -83,7 +86,9 @@ mod tests {
     #[test]
     fn draws_are_a_function_of_all_four_coordinates() {
         let first = |seed, stream, index, lane| {
-            Draws::at_lane(seed, stream, index, lane).uniform().to_bits()
+            Draws::at_lane(seed, stream, index, lane)
+                .uniform()
+                .to_bits()
         };
         let base = first(1, Stream::Noise, 2, 3);
         assert_eq!(base, first(1, Stream::Noise, 2, 3));

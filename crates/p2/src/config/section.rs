@@ -266,7 +266,7 @@ pub struct Train {
     pub checkpoint_every: Count,
     /// The newest so many checkpoints are kept.
     pub keep_last: usize,
-    /// Of the older ones, those at multiples of so many images are kept; 0 for none.
+    /// Of the older ones, the first at or after each multiple of so many images is kept; 0 for none.
     pub keep_every: Count,
 }
 
@@ -287,7 +287,7 @@ pub struct Sample {
 }
 
 /// Which sampler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sampler {
     /// DDPM (Ho et al. 2020).

@@ -1,0 +1,404 @@
+//! The command line: what may be typed. Nothing is done here.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
+
+use crate::config::section::Sampler;
+use crate::config::{Base, Count, Override};
+use crate::print::{ColorChoice, Verbosity};
+use crate::signal::Signal;
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Done: 0.
+    Done,
+    /// The command ran, and the answer is no: 1.
+    No,
+    /// The command could not run: 2.
+    Failed,
+    /// Stopped on request, with everything saved: 130 after Ctrl-C, 143 after a termination.
+    Stopped(Signal),
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Done => Self::SUCCESS,
+            ExitStatus::No => Self::from(1),
+            ExitStatus::Failed => Self::from(2),
+            ExitStatus::Stopped(signal) => Self::from(signal.exit_code()),
+        }
+    }
+}
+
+/// Train and sample image diffusion models with perception-prioritized (P2) loss weighting
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    disable_help_flag = true,
+    disable_help_subcommand = true,
+    after_help = "Example: p2 train --preset smoke"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Tell only warnings and errors
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 100,
+        conflicts_with = "verbose"
+    )]
+    quiet: bool,
+    /// Tell more
+    #[arg(short, long, global = true, display_order = 101)]
+    verbose: bool,
+    /// When to color text for people
+    #[arg(
+        long,
+        global = true,
+        display_order = 102,
+        value_name = "WHEN",
+        default_value = "auto"
+    )]
+    pub color: ColorChoice,
+    /// Print help
+    // The short form for both flags: one line per option.
+    #[arg(short, long, global = true, display_order = 103, action = ArgAction::HelpShort)]
+    help: Option<bool>,
+}
+
+impl Cli {
+    /// How much people are told.
+    pub fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (_, true) => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model, or continue to train it
+    Train(TrainArgs),
+    /// Draw images from a trained model
+    Sample(SampleArgs),
+    /// List the configurations that need no file
+    Presets(PresetsArgs),
+    /// Say what a model or a preset is
+    Info(InfoArgs),
+}
+
+/// Where the computing is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Device {
+    /// The processor
+    Cpu,
+}
+
+/// Seeds and counts end where TOML's integers do.
+const MAX: u64 = i64::MAX as u64;
+
+/// What `p2 train` may be told.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: p2 train --preset emoji-32 --set loss.weighting.gamma=0.5 --out runs/half\n\
+    The same command again continues an unfinished run."
+)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    base: BaseArgs,
+    /// Folder or .zip of images, or bundled:emoji-32 [default: data.path]
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// Folder of the run [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Set one value of the configuration; may be given many times
+    #[arg(long, value_name = "SECTION.KEY=VALUE", action = ArgAction::Append)]
+    set: Vec<String>,
+    /// Seed of every random draw [default: train.seed]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=MAX))]
+    seed: Option<u64>,
+    /// Threads to compute with; changes no result [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<std::num::NonZeroUsize>,
+    /// Where to compute
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
+    /// Stop once the run has seen so many images, such as 200k
+    #[arg(long, value_name = "IMAGES")]
+    pub max_images: Option<Count>,
+    /// Stop after so many optimizer steps from now
+    #[arg(long, value_name = "STEPS")]
+    pub max_steps: Option<u64>,
+    /// Stop after so many minutes from now
+    #[arg(long, value_name = "MINUTES", value_parser = minutes)]
+    pub max_minutes: Option<f64>,
+    /// Insist that there is a run to continue
+    #[arg(long, conflicts_with = "fresh")]
+    resume: bool,
+    /// Insist that there is no run yet
+    #[arg(long)]
+    fresh: bool,
+    /// Print the resolved configuration as TOML and start nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Whether a run is begun or continued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Continue an unfinished run if there is one.
+    Either,
+    /// There must be a run to continue.
+    Resume,
+    /// There must be no run yet.
+    Fresh,
+}
+
+impl TrainArgs {
+    /// Where the configuration comes from.
+    pub fn base(&self) -> Base {
+        self.base.base()
+    }
+
+    /// The values set on the command line: `--set` in order, then the flags of their own.
+    pub fn overrides(&self) -> Vec<Override> {
+        let set = self.set.iter().map(|assignment| Override::set(assignment));
+        let data = self
+            .data
+            .iter()
+            .map(|path| Override::flag("--data", "data.path", &path.into()));
+        // The range of the parser keeps it within i64.
+        let seed = self
+            .seed
+            .iter()
+            .map(|&seed| Override::flag("--seed", "train.seed", &(seed as i64).into()));
+        set.chain(data).chain(seed).collect()
+    }
+
+    /// The folder of the run.
+    pub fn out(&self) -> PathBuf {
+        self.out
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("runs").join(self.base().run_name()))
+    }
+
+    /// Whether a run is begun or continued.
+    pub fn start(&self) -> Start {
+        match (self.resume, self.fresh) {
+            (true, _) => Start::Resume,
+            (_, true) => Start::Fresh,
+            _ => Start::Either,
+        }
+    }
+}
+
+/// A configuration: a file or a preset.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct BaseArgs {
+    /// Configuration file
+    #[arg(value_name = "CONFIG.toml")]
+    config: Option<PathBuf>,
+    /// Configuration by name; see `p2 presets`
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+}
+
+impl BaseArgs {
+    fn base(&self) -> Base {
+        match (&self.config, &self.preset) {
+            (Some(path), _) => Base::File(path.clone()),
+            (None, name) => Base::Preset(name.clone().unwrap_or_default()),
+        }
+    }
+}
+
+/// What `p2 sample` may be told.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: p2 sample runs/emoji-32 --n-images 64 --steps 50 --out samples")]
+pub struct SampleArgs {
+    /// A run, a checkpoint or a .safetensors file
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// How many images
+    #[arg(long, value_name = "IMAGES")]
+    pub n_images: std::num::NonZeroUsize,
+    /// How to sample [default: sample.sampler of the model]
+    #[arg(long, value_name = "SAMPLER")]
+    pub sampler: Option<Sampler>,
+    /// Network evaluations per image [default: sample.n_steps of the model]
+    #[arg(long, value_name = "STEPS")]
+    pub steps: Option<std::num::NonZeroUsize>,
+    /// Share of fresh noise per DDIM step, 0 to 1 [default: sample.eta of the model]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub eta: Option<f64>,
+    /// Seed of the noise; image i of a seed is always the same
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX))]
+    pub seed: u64,
+    /// Class of the images, counted from 0 [default: all in turn]
+    #[arg(long, value_name = "CLASS")]
+    pub class: Option<u32>,
+    /// Images computed at once; changes no result [default: 16]
+    #[arg(long, value_name = "IMAGES")]
+    pub batch_size: Option<std::num::NonZeroUsize>,
+    /// Threads to compute with; changes no result [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<std::num::NonZeroUsize>,
+    /// Save the unrounded pixels as well, in [-1, 1] and [N, H, W, C]
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub raw: Option<PathBuf>,
+    /// Print the results as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Folder of the images
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// What `p2 presets` may be told.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: p2 train --preset emoji-32 --dry-run > my.toml")]
+pub struct PresetsArgs {
+    /// Print the results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `p2 info` may be told.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: p2 info --preset paper-256")]
+#[command(group = ArgGroup::new("which").required(true).args(["model", "preset"]))]
+pub struct InfoArgs {
+    /// A run, a checkpoint or a .safetensors file
+    #[arg(value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+    /// Configuration by name; see `p2 presets`
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Print the results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes = text
+        .parse()
+        .ok()
+        .filter(|minutes: &f64| minutes.is_finite() && *minutes >= 0.0);
+    minutes.ok_or_else(|| "expected a number of minutes, 0 or more".to_owned())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text
+        .parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "expected a number from 0 to 1".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn train(arguments: &[&str]) -> Result<TrainArgs, clap::Error> {
+        let arguments = ["p2", "train"].iter().chain(arguments);
+        Cli::try_parse_from(arguments).map(|cli| match cli.command {
+            Command::Train(arguments) => arguments,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains(&format!("p2 {}", command.get_name())) || help.contains("p2 train")
+            );
+        }
+    }
+
+    #[test]
+    fn exactly_one_configuration_is_needed() {
+        assert!(train(&[]).is_err());
+        assert!(train(&["a.toml", "--preset", "smoke"]).is_err());
+        assert_eq!(
+            train(&["a.toml"]).unwrap().base(),
+            Base::File("a.toml".into())
+        );
+        assert_eq!(
+            train(&["--preset", "smoke"]).unwrap().base(),
+            Base::Preset("smoke".to_owned())
+        );
+    }
+
+    #[test]
+    fn flags_of_their_own_win_over_set() {
+        let arguments =
+            train(&["--preset", "smoke", "--seed", "7", "--set", "train.seed=1"]).unwrap();
+        let run = crate::config::resolve(&arguments.base(), &arguments.overrides()).unwrap();
+        assert_eq!(run.train.seed, 7);
+    }
+
+    #[test]
+    fn a_run_has_a_folder_and_a_start() {
+        let arguments = train(&["--preset", "smoke"]).unwrap();
+        assert_eq!(
+            (arguments.out(), arguments.start()),
+            ("runs/smoke".into(), Start::Either)
+        );
+        let arguments = train(&["--preset", "smoke", "--out", "x", "--resume"]).unwrap();
+        assert_eq!(
+            (arguments.out(), arguments.start()),
+            ("x".into(), Start::Resume)
+        );
+        assert_eq!(train(&["a.toml", "--fresh"]).unwrap().start(), Start::Fresh);
+    }
+
+    #[test]
+    fn numbers_outside_their_range_are_refused() {
+        for arguments in [
+            &["a.toml", "--threads", "0"][..],
+            &["a.toml", "--max-minutes", "-1"],
+            &["a.toml", "--max-minutes", "nan"],
+            &["a.toml", "--seed", "9223372036854775808"],
+            &["a.toml", "--max-images", "2.5"],
+        ] {
+            assert!(train(arguments).is_err(), "{arguments:?}");
+        }
+        let most = train(&[
+            "a.toml",
+            "--seed",
+            "9223372036854775807",
+            "--max-images",
+            "2.5k",
+        ])
+        .unwrap();
+        assert_eq!(most.max_images, Some(Count(2500)));
+    }
+}

@@ -1,0 +1,20 @@
+//! The commands: one file each, named like the command.
+
+mod presets;
+mod train;
+
+use crate::cli::{Command, ExitStatus};
+use crate::print::Printer;
+
+/// Does what the command line says.
+///
+/// # Errors
+/// If the command could not run.
+pub fn run(command: Command, printer: &Printer) -> anyhow::Result<ExitStatus> {
+    match command {
+        Command::Train(arguments) => train::train(&arguments, printer),
+        Command::Presets(arguments) => presets::presets(&arguments, printer),
+        Command::Sample(_) => anyhow::bail!("sampling is not wired yet"),
+        Command::Info(_) => anyhow::bail!("info is not wired yet"),
+    }
+}

@@ -1,0 +1,530 @@
+//! The allowed ranges of all values of a configuration, and why some are refused.
+
+use std::fmt::Display;
+
+use super::RunConfig;
+use super::section::{
+    Data, Decay, Diffusion, Heads, Loss, Model, Optim, Sample, Schedule, Train, Weighting,
+};
+
+/// A value outside its range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Violation {
+    /// The key, such as `optim.lr`.
+    pub(super) key: &'static str,
+    /// The value as written.
+    pub(super) value: String,
+    /// The allowed range.
+    pub(super) allowed: String,
+    /// Why it is so, where that is not plain.
+    pub(super) because: Option<&'static str>,
+}
+
+/// Above this, samples are known to be noisy (Choi et al. 2022, section 5).
+const GAMMA_NOISY: f64 = 2.0;
+/// From here on, levels with an SNR over 27 weigh less than f32 resolves: `28^-5` is 6e-8.
+const GAMMA_REFUSED: f64 = 5.0;
+/// Beyond these sizes a typing error is likelier than a wish, and products could overflow.
+const MAX_IMAGE_SIZE: usize = 4096;
+const MAX_LEVEL_CHANNELS: usize = 65_536;
+const MAX_RES_BLOCKS: usize = 64;
+const MAX_CLASSES: usize = 1_000_000;
+const MAX_TIMESTEPS: usize = 100_000;
+
+/// Checks every range; returns warnings about values that are allowed but doubtful.
+pub(super) fn check(config: &RunConfig) -> Result<Vec<String>, Violation> {
+    check_data(&config.data)?;
+    check_model(&config.model, config.data.image_size)?;
+    check_diffusion(&config.diffusion)?;
+    let warnings = check_loss(&config.loss)?;
+    check_optim(&config.optim, &config.train)?;
+    ensure(
+        config.ema.halflife_images.0 > 0,
+        "ema.halflife_images",
+        config.ema.halflife_images,
+        "1 or more",
+    )?;
+    ensure(
+        is_size(config.ema.rampup_ratio),
+        "ema.rampup_ratio",
+        config.ema.rampup_ratio,
+        "0 or more, finite",
+    )?;
+    check_train(&config.train)?;
+    check_sample(&config.sample, config)?;
+    Ok(warnings)
+}
+
+fn ensure(
+    holds: bool,
+    key: &'static str,
+    value: impl Display,
+    allowed: impl Into<String>,
+) -> Result<(), Violation> {
+    if holds {
+        return Ok(());
+    }
+    Err(Violation {
+        key,
+        value: value.to_string(),
+        allowed: allowed.into(),
+        because: None,
+    })
+}
+
+fn because(reason: &'static str) -> impl FnOnce(Violation) -> Violation {
+    move |violation| Violation {
+        because: Some(reason),
+        ..violation
+    }
+}
+
+/// Finite and 0 or more.
+fn is_size(value: f64) -> bool {
+    value.is_finite() && value >= 0.0
+}
+
+fn is_positive(value: f64) -> bool {
+    value.is_finite() && value > 0.0
+}
+
+fn list(values: &[usize]) -> String {
+    let texts: Vec<_> = values.iter().map(ToString::to_string).collect();
+    format!("[{}]", texts.join(", "))
+}
+
+fn check_data(data: &Data) -> Result<(), Violation> {
+    let size = data.image_size;
+    ensure(
+        (1..=MAX_IMAGE_SIZE).contains(&size),
+        "data.image_size",
+        size,
+        format!("1 to {MAX_IMAGE_SIZE}"),
+    )?;
+    ensure(
+        (0.0..1.0).contains(&data.held_out),
+        "data.held_out",
+        data.held_out,
+        "0 up to but not 1",
+    )
+}
+
+fn check_model(model: &Model, image_size: usize) -> Result<(), Violation> {
+    let channels = model.channels;
+    ensure(
+        channels > 0 && channels.is_multiple_of(32) && channels <= MAX_LEVEL_CHANNELS,
+        "model.channels",
+        channels,
+        format!("a multiple of 32, at most {MAX_LEVEL_CHANNELS}"),
+    )
+    .map_err(because("each norm has 32 groups of channels"))?;
+    let level_channels = check_levels(model, image_size)?;
+    ensure(
+        (1..=MAX_RES_BLOCKS).contains(&model.n_res_blocks),
+        "model.n_res_blocks",
+        model.n_res_blocks,
+        format!("1 to {MAX_RES_BLOCKS}"),
+    )?;
+    check_attention(model, image_size, &level_channels)?;
+    ensure(
+        (0.0..1.0).contains(&model.dropout),
+        "model.dropout",
+        model.dropout,
+        "0 up to but not 1",
+    )?;
+    ensure(
+        model.n_classes <= MAX_CLASSES,
+        "model.n_classes",
+        model.n_classes,
+        format!("0 (no classes) to {MAX_CLASSES}"),
+    )
+}
+
+/// Checks the levels and returns their channels.
+fn check_levels(model: &Model, image_size: usize) -> Result<Vec<usize>, Violation> {
+    let mult = &model.channel_mult;
+    let level_channels: Option<Vec<usize>> = mult
+        .iter()
+        .map(|mult| {
+            model
+                .channels
+                .checked_mul(*mult)
+                .filter(|c| (1..=MAX_LEVEL_CHANNELS).contains(c))
+        })
+        .collect();
+    let allowed = format!(
+        "one or more numbers above 0; times {} at most {MAX_LEVEL_CHANNELS}",
+        model.channels
+    );
+    let level_channels = level_channels
+        .filter(|channels| !channels.is_empty())
+        .ok_or_else(|| Violation {
+            key: "model.channel_mult",
+            value: list(mult),
+            allowed,
+            because: None,
+        })?;
+    let n_halvings = level_channels.len() - 1;
+    let divides = u32::try_from(n_halvings)
+        .ok()
+        .and_then(|n| 1usize.checked_shl(n))
+        .is_some_and(|factor| image_size.is_multiple_of(factor));
+    ensure(
+        divides,
+        "data.image_size",
+        image_size,
+        format!(
+            "a multiple of 2^{n_halvings} with the {} levels of `model.channel_mult`",
+            mult.len()
+        ),
+    )
+    .map_err(because("each level halves the feature maps"))?;
+    Ok(level_channels)
+}
+
+fn check_attention(
+    model: &Model,
+    image_size: usize,
+    level_channels: &[usize],
+) -> Result<(), Violation> {
+    let sizes: Vec<usize> = (0..level_channels.len())
+        .map(|level| image_size >> level)
+        .collect();
+    let wanted = &model.attention_resolutions;
+    let is_subset = wanted.iter().all(|resolution| sizes.contains(resolution));
+    let is_set = wanted
+        .iter()
+        .enumerate()
+        .all(|(i, resolution)| !wanted[..i].contains(resolution));
+    ensure(
+        is_subset && is_set,
+        "model.attention_resolutions",
+        list(wanted),
+        format!(
+            "each at most once, out of the feature map sizes {}",
+            list(&sizes)
+        ),
+    )?;
+    let (key, number) = match model.heads {
+        Heads::Channels(channels) => ("model.heads.channels", channels),
+        Heads::Count(count) => ("model.heads.count", count),
+    };
+    // The middle of the network, at the coarsest level, always has attention.
+    let coarsest = level_channels.len() - 1;
+    let attended = sizes
+        .iter()
+        .zip(level_channels)
+        .enumerate()
+        .filter(|(level, (size, _))| *level == coarsest || wanted.contains(size))
+        .map(|(_, (_, channels))| *channels);
+    for channels in attended {
+        let divides = number > 0 && channels.is_multiple_of(number);
+        ensure(
+            divides,
+            key,
+            number,
+            format!("a divisor of the {channels} channels of a level with attention"),
+        )?;
+    }
+    Ok(())
+}
+
+fn check_diffusion(diffusion: &Diffusion) -> Result<(), Violation> {
+    let (least, reason) = match diffusion.schedule {
+        Schedule::Linear => (
+            21,
+            "the linear schedule ends at beta = 20 / T, which must stay below 1",
+        ),
+        Schedule::Cosine => (2, "one level is no schedule"),
+    };
+    let n = diffusion.n_timesteps;
+    let allowed = format!("{least} to {MAX_TIMESTEPS}");
+    ensure(
+        (least..=MAX_TIMESTEPS).contains(&n),
+        "diffusion.n_timesteps",
+        n,
+        allowed,
+    )
+    .map_err(because(reason))
+}
+
+fn check_loss(loss: &Loss) -> Result<Vec<String>, Violation> {
+    let (k, gamma) = match loss.weighting {
+        Weighting::Simple {} => return Ok(Vec::new()),
+        Weighting::P2 { k, gamma } | Weighting::P2Raw { k, gamma } => (k, gamma),
+    };
+    ensure(is_positive(k), "loss.weighting.k", k, "above 0, finite").map_err(because(
+        "with k = 0 the weight SNR^-gamma grows without bound as images get noisier",
+    ))?;
+    ensure(is_size(gamma) && gamma < GAMMA_REFUSED, "loss.weighting.gamma", gamma, "0 up to but not 5").map_err(
+        because("at gamma = 5 the clean levels, which the eye sees first, weigh nothing against the noisy ones"),
+    )?;
+    let warning =
+        format!("loss.weighting.gamma = {gamma} is above 2: samples tend to keep visible noise");
+    Ok(if gamma > GAMMA_NOISY {
+        vec![warning]
+    } else {
+        Vec::new()
+    })
+}
+
+fn check_optim(optim: &Optim, train: &Train) -> Result<(), Violation> {
+    ensure(
+        is_positive(optim.lr),
+        "optim.lr",
+        optim.lr,
+        "above 0, finite",
+    )?;
+    ensure(
+        (0.0..1.0).contains(&optim.beta1),
+        "optim.beta1",
+        optim.beta1,
+        "0 up to but not 1",
+    )?;
+    ensure(
+        (0.0..1.0).contains(&optim.beta2),
+        "optim.beta2",
+        optim.beta2,
+        "0 up to but not 1",
+    )?;
+    ensure(
+        is_positive(optim.eps),
+        "optim.eps",
+        optim.eps,
+        "above 0, finite",
+    )?;
+    ensure(
+        is_size(optim.weight_decay),
+        "optim.weight_decay",
+        optim.weight_decay,
+        "0 or more, finite",
+    )?;
+    ensure(
+        is_size(optim.max_grad_norm),
+        "optim.max_grad_norm",
+        optim.max_grad_norm,
+        "0 (no clipping) or more, finite",
+    )?;
+    let ends_later = optim.decay == Decay::None || optim.warmup_images < train.total_images;
+    let allowed = format!(
+        "below the {} of `train.total_images`, where the decay ends",
+        train.total_images
+    );
+    ensure(
+        ends_later,
+        "optim.warmup_images",
+        optim.warmup_images,
+        allowed,
+    )
+}
+
+fn check_train(train: &Train) -> Result<(), Violation> {
+    ensure(
+        train.seed <= i64::MAX as u64,
+        "train.seed",
+        train.seed,
+        format!("0 to {}", i64::MAX),
+    )?;
+    ensure(
+        train.batch_size > 0,
+        "train.batch_size",
+        train.batch_size,
+        "1 or more",
+    )?;
+    ensure(
+        (1..=train.batch_size).contains(&train.micro_batch_size),
+        "train.micro_batch_size",
+        train.micro_batch_size,
+        format!("1 to {}, the `train.batch_size`", train.batch_size),
+    )?;
+    ensure(
+        train.total_images.0 > 0,
+        "train.total_images",
+        train.total_images,
+        "1 or more",
+    )?;
+    ensure(
+        train.log_every.0 > 0,
+        "train.log_every",
+        train.log_every,
+        "1 or more",
+    )?;
+    ensure(
+        train.checkpoint_every.0 > 0,
+        "train.checkpoint_every",
+        train.checkpoint_every,
+        "1 or more",
+    )?;
+    ensure(
+        train.keep_last > 0,
+        "train.keep_last",
+        train.keep_last,
+        "1 or more",
+    )
+}
+
+fn check_sample(sample: &Sample, config: &RunConfig) -> Result<(), Violation> {
+    let n_timesteps = config.diffusion.n_timesteps;
+    ensure(
+        (1..=n_timesteps).contains(&sample.n_steps),
+        "sample.n_steps",
+        sample.n_steps,
+        format!("1 to {n_timesteps}, the `diffusion.n_timesteps`"),
+    )?;
+    ensure(
+        (0.0..=1.0).contains(&sample.eta),
+        "sample.eta",
+        sample.eta,
+        "0 to 1",
+    )?;
+    ensure(
+        sample.n_images > 0,
+        "sample.n_images",
+        sample.n_images,
+        "1 or more",
+    )?;
+    ensure(
+        sample.seed <= i64::MAX as u64,
+        "sample.seed",
+        sample.seed,
+        format!("0 to {}", i64::MAX),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Base, Override, resolve};
+
+    fn with(assignments: &[&str]) -> RunConfig {
+        let base = Base::Preset("emoji-32".to_owned());
+        // Values are put in by serde alone: the ranges are what is tested.
+        let mut tree = base.tree().unwrap();
+        for assignment in assignments {
+            Override::set(assignment).apply(&mut tree).unwrap();
+        }
+        crate::config::read::read(&tree).unwrap()
+    }
+
+    #[test]
+    fn values_outside_their_range_are_refused_by_key() {
+        let rows: &[(&str, &[&str])] = &[
+            ("data.image_size", &["0", "4097", "30", "2"]),
+            ("data.held_out", &["1.0", "-0.1", "nan"]),
+            (
+                "model.channels",
+                &["0", "48", "9223372036854775807", "9223372036854775776"],
+            ),
+            (
+                "model.channel_mult",
+                &["[]", "[1,0]", "[1,100000]", "[9223372036854775807]"],
+            ),
+            ("model.n_res_blocks", &["0", "65"]),
+            (
+                "model.attention_resolutions",
+                &["[15]", "[64]", "[16,16]", "[4]"],
+            ),
+            ("model.heads.channels", &["0", "48", "256"]),
+            ("model.dropout", &["1.0", "-0.1", "nan"]),
+            ("model.n_classes", &["1000001"]),
+            ("diffusion.n_timesteps", &["0", "20", "100001"]),
+            ("loss.weighting.k", &["0", "-1", "inf", "nan"]),
+            ("loss.weighting.gamma", &["-0.1", "5", "6", "inf", "nan"]),
+            ("optim.lr", &["0", "-1e-4", "inf", "nan"]),
+            ("optim.beta1", &["1.0", "-0.1"]),
+            ("optim.beta2", &["1.0", "nan"]),
+            ("optim.eps", &["0", "inf"]),
+            ("optim.weight_decay", &["-1", "inf"]),
+            ("optim.max_grad_norm", &["-1", "nan"]),
+            ("ema.halflife_images", &["0"]),
+            ("ema.rampup_ratio", &["-1", "inf"]),
+            ("train.batch_size", &["0"]),
+            ("train.micro_batch_size", &["0", "33"]),
+            ("train.total_images", &["0"]),
+            ("train.log_every", &["0"]),
+            ("train.checkpoint_every", &["0"]),
+            ("train.keep_last", &["0"]),
+            ("sample.n_steps", &["0", "1001"]),
+            ("sample.eta", &["-0.1", "1.1", "nan"]),
+            ("sample.n_images", &["0"]),
+        ];
+        for (key, values) in rows {
+            for value in *values {
+                let violation = check(&with(&[&format!("{key}={value}")])).unwrap_err();
+                assert_eq!(violation.key, *key, "{key}={value}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_at_the_edge_of_their_range_are_accepted() {
+        for assignments in [
+            &["data.held_out=0"][..],
+            &["model.channel_mult=[1]", "model.attention_resolutions=[]"],
+            &[
+                "data.image_size=1",
+                "model.channel_mult=[1]",
+                "model.attention_resolutions=[1]",
+            ],
+            &["model.heads={count=64}"],
+            &["diffusion.n_timesteps=21", "sample.n_steps=21"],
+            &[
+                "diffusion.schedule=cosine",
+                "diffusion.n_timesteps=2",
+                "sample.n_steps=2",
+            ],
+            &["loss.weighting.gamma=0"],
+            &["loss.weighting={kind=\"simple\"}"],
+            &[
+                "optim.beta1=0",
+                "optim.weight_decay=0",
+                "optim.max_grad_norm=0",
+            ],
+            &[
+                "train.sample_every=0",
+                "train.held_out_every=0",
+                "train.keep_every=0",
+            ],
+            &["sample.eta=1"],
+        ] {
+            assert_eq!(check(&with(assignments)), Ok(vec![]), "{assignments:?}");
+        }
+    }
+
+    #[test]
+    fn heads_are_checked_in_the_middle_even_without_other_attention() {
+        let config = with(&["model.attention_resolutions=[]", "model.heads={count=3}"]);
+        assert_eq!(check(&config).unwrap_err().key, "model.heads.count");
+    }
+
+    #[test]
+    fn a_decay_needs_room_after_the_warm_up() {
+        let warmup = "optim.warmup_images=2M";
+        assert_eq!(
+            check(&with(&[warmup, "optim.decay=cosine"]))
+                .unwrap_err()
+                .key,
+            "optim.warmup_images"
+        );
+        assert_eq!(check(&with(&[warmup])), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_gamma_above_2_is_a_warning() {
+        assert!(
+            check(&with(&["loss.weighting.gamma=2"]))
+                .unwrap()
+                .is_empty()
+        );
+        let warnings = check(&with(&["loss.weighting.gamma=2.5"])).unwrap();
+        assert!(warnings[0].contains("2.5"), "{warnings:?}");
+    }
+
+    #[test]
+    fn all_presets_are_in_range_without_warnings() {
+        for preset in crate::config::PRESETS {
+            let run = resolve(&Base::Preset(preset.name.to_owned()), &[]).unwrap();
+            assert_eq!(run.warnings(), &[] as &[String], "{}", preset.name);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Planned faults: the tests of crashes and full disks, against the very program that users run.
+//!
+//! `P2_FAULT=checkpoint.before-rename:2` kills the process (SIGKILL) at the second passage of that
+//! [`point`]. `P2_FAULT=checkpoint.write:1=enospc` makes the first passage of that [`io`] point
+//! fail as on a full disk. `p2` reads the variable once, at its start; without it, points do nothing.
+
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::problem::Problem;
+
+/// The variable that is read.
+pub const VARIABLE: &str = "P2_FAULT";
+
+static PLAN: OnceLock<Plan> = OnceLock::new();
+
+#[derive(Debug)]
+struct Plan {
+    point: String,
+    /// Passages until the fault; counts down to 0.
+    passages_left: AtomicU64,
+    effect: Effect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Kill,
+    DiskFull,
+}
+
+/// Plans the fault that the environment asks for, if any.
+///
+/// # Errors
+/// If `P2_FAULT` is not of the form `point:count` or `point:count=enospc`.
+pub fn arm_from_env() -> Result<(), Problem> {
+    let Some(text) = std::env::var_os(VARIABLE) else {
+        return Ok(());
+    };
+    let text = text.to_string_lossy();
+    let plan = parse(&text).ok_or_else(|| {
+        Problem::new(format!(
+            "{VARIABLE}={text} is not of the form point:count or point:count=enospc"
+        ))
+        .hint(format!("unset {VARIABLE}: it is for tests"))
+    })?;
+    // A second call finds the same environment.
+    let _ = PLAN.set(plan);
+    Ok(())
+}
+
+fn parse(text: &str) -> Option<Plan> {
+    let (place, effect) = match text.split_once('=') {
+        None => (text, Effect::Kill),
+        Some((place, "enospc")) => (place, Effect::DiskFull),
+        Some(_) => return None,
+    };
+    let (point, count) = place.rsplit_once(':')?;
+    let count: u64 = count.parse().ok().filter(|&count| count > 0)?;
+    Some(Plan {
+        point: point.to_owned(),
+        passages_left: AtomicU64::new(count),
+        effect,
+    })
+}
+
+/// Passes a point at which a test may kill the process.
+pub fn point(name: &str) {
+    if strikes(name, Effect::Kill) {
+        kill();
+    }
+}
+
+/// Passes a point at which a test may kill the process or let the disk be full.
+///
+/// # Errors
+/// The planned one.
+pub fn io(name: &str) -> io::Result<()> {
+    point(name);
+    if strikes(name, Effect::DiskFull) {
+        return Err(io::Error::from(io::ErrorKind::StorageFull));
+    }
+    Ok(())
+}
+
+/// Whether the planned fault happens at this passage.
+fn strikes(name: &str, effect: Effect) -> bool {
+    let plan = PLAN
+        .get()
+        .filter(|plan| plan.effect == effect && plan.point == name);
+    plan.is_some_and(|plan| {
+        let count_down = |left: u64| left.checked_sub(1);
+        plan.passages_left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, count_down)
+            == Ok(1)
+    })
+}
+
+#[cfg(unix)]
+fn kill() {
+    use rustix::process::{Signal, getpid, kill_process};
+    if kill_process(getpid(), Signal::KILL).is_err() {
+        std::process::abort();
+    }
+}
+
+#[cfg(not(unix))]
+fn kill() {
+    std::process::abort();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_read() {
+        let kill = parse("checkpoint.before-rename:2").unwrap();
+        assert_eq!(kill.point, "checkpoint.before-rename");
+        assert_eq!(kill.passages_left.into_inner(), 2);
+        assert_eq!(kill.effect, Effect::Kill);
+        assert_eq!(
+            parse("checkpoint.write:1=enospc").unwrap().effect,
+            Effect::DiskFull
+        );
+        for bad in ["", "x", "x:", "x:0", "x:-1", "x:1=", "x:1=eio"] {
+            assert!(parse(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! `manifest.json`: what a run was made of, and when it was started and changed.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Change;
+
+/// What a run was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    format: u32,
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Which images, in which order: a run is only continued with the same.
+    pub data_fingerprint: String,
+    /// Every start of the program on this run, in order.
+    pub starts: Vec<StartRecord>,
+}
+
+/// One start of the program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRecord {
+    /// When, in UTC.
+    pub at: String,
+    /// The images that the run had seen.
+    pub images_seen: u64,
+    /// The version of p2.
+    pub version: String,
+    /// The commit it was built from, if that was known.
+    pub commit: Option<String>,
+    /// What it ran on.
+    pub machine: Machine,
+    /// Keys that were changed for the rest of the run.
+    pub changes: Vec<Change>,
+}
+
+/// What a run runs on; nothing that names a person or a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The operating system.
+    pub os: String,
+    /// The instruction set.
+    pub arch: String,
+    /// The processor's model, if the system tells it.
+    pub cpu: Option<String>,
+    /// Threads that can run at once.
+    pub n_cores: usize,
+}
+
+impl Manifest {
+    /// The manifest of a new run; add its first start.
+    pub fn new(seed: u64, data_fingerprint: String) -> Self {
+        Self {
+            format: 1,
+            seed,
+            data_fingerprint,
+            starts: Vec::new(),
+        }
+    }
+}
+
+impl StartRecord {
+    /// A start of this program, on this machine, now.
+    pub fn now(images_seen: u64, changes: Vec<Change>) -> Self {
+        let since_1970 = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            at: utc(since_1970.as_secs()),
+            images_seen,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: option_env!("P2_COMMIT").map(str::to_owned),
+            machine: Machine::this(),
+            changes,
+        }
+    }
+}
+
+impl Machine {
+    /// The machine that this program runs on.
+    pub fn this() -> Self {
+        Self {
+            os: std::env::consts::OS.to_owned(),
+            arch: std::env::consts::ARCH.to_owned(),
+            cpu: std::fs::read_to_string("/proc/cpuinfo")
+                .ok()
+                .as_deref()
+                .and_then(cpu_model),
+            n_cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        }
+    }
+}
+
+/// The model in Linux's `/proc/cpuinfo`.
+fn cpu_model(cpuinfo: &str) -> Option<String> {
+    let line = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("model name"))?;
+    line.split_once(':')
+        .map(|(_, model)| model.trim().to_owned())
+}
+
+/// `2026-08-14T09:30:00Z`, from seconds since 1970 (Howard Hinnant, `civil_from_days`).
+fn utc(unix_secs: u64) -> String {
+    let (days, secs) = (unix_secs / 86_400, unix_secs % 86_400);
+    let days = days + 719_468; // since 0000-03-01, so that leap days end a year
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153; // 0 is March
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (secs / 3600, secs / 60 % 60, secs % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc() {
+        // `date -u -d @SECONDS +%FT%TZ`
+        for (secs, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (68_169_599, "1972-02-28T23:59:59Z"),
+            (68_169_600, "1972-02-29T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(secs), text);
+        }
+    }
+
+    #[test]
+    fn the_processor_is_read_from_linux() {
+        let model = cpu_model("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name\t: b\n");
+        assert_eq!(model.as_deref(), Some("Some CPU @ 2 GHz"));
+        assert_eq!(cpu_model("processor\t: 0\n"), None);
+    }
+}

@@ -1,0 +1,10 @@
+//! What the program says: exit code, stdout and stderr of whole commands.
+
+mod cli {
+    /// Where a run's values come from, and what is wrong with them.
+    mod config;
+    /// The lists of presets and of options.
+    mod help;
+    /// Runs the program and shows what came out.
+    pub(crate) mod program;
+}

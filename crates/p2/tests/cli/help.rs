@@ -1,0 +1,195 @@
+//! The lists of presets and of options.
+
+use std::process::Stdio;
+
+use expect_test::expect;
+use tempfile::tempdir;
+
+use super::program::{check, p2};
+
+#[test]
+fn presets_are_listed() {
+    let folder = tempdir().unwrap();
+    check(
+        folder.path(),
+        &["presets"],
+        &expect![[r#"
+        exit: 0
+        --- stdout
+        smoke      a tiny network on the bundled emoji: seconds, to see that everything works
+        emoji-32   32x32 emoji with P2 weighting: bundled images, a laptop CPU, about an hour
+        paper-256  the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days
+        --- stderr
+
+        use one with `p2 train --preset NAME`; add --dry-run to see its values
+    "#]],
+    );
+    check(
+        folder.path(),
+        &["-q", "presets", "--json"],
+        &expect![[r#"
+        exit: 0
+        --- stdout
+        [{"name":"smoke","summary":"a tiny network on the bundled emoji: seconds, to see that everything works"},{"name":"emoji-32","summary":"32x32 emoji with P2 weighting: bundled images, a laptop CPU, about an hour"},{"name":"paper-256","summary":"the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days"}]
+        --- stderr
+    "#]],
+    );
+}
+
+#[test]
+fn options_have_one_line_each() {
+    let folder = tempdir().unwrap();
+    check(
+        folder.path(),
+        &["--help"],
+        &expect![[r#"
+            exit: 0
+            --- stdout
+            Train and sample image diffusion models with perception-prioritized (P2) loss weighting
+
+            Usage: p2 [OPTIONS] <COMMAND>
+
+            Commands:
+              train    Train a model, or continue to train it
+              sample   Draw images from a trained model
+              presets  List the configurations that need no file
+              info     Say what a model or a preset is
+
+            Options:
+              -q, --quiet         Tell only warnings and errors
+              -v, --verbose       Tell more
+                  --color <WHEN>  When to color text for people [default: auto] [possible values: auto, always,
+                                  never]
+              -h, --help          Print help
+              -V, --version       Print version
+
+            Example: p2 train --preset smoke
+            --- stderr
+        "#]],
+    );
+    check(
+        folder.path(),
+        &["train", "--help"],
+        &expect![[r#"
+        exit: 0
+        --- stdout
+        Train a model, or continue to train it
+
+        Usage: p2 train [OPTIONS] <CONFIG.toml|--preset <NAME>>
+
+        Arguments:
+          [CONFIG.toml]  Configuration file
+
+        Options:
+              --preset <NAME>            Configuration by name; see `p2 presets`
+              --data <PATH>              Folder or .zip of images, or bundled:emoji-32 [default: data.path]
+              --out <DIR>                Folder of the run [default: runs/NAME]
+              --set <SECTION.KEY=VALUE>  Set one value of the configuration; may be given many times
+              --seed <N>                 Seed of every random draw [default: train.seed]
+              --threads <N>              Threads to compute with; changes no result [default: one per core]
+              --device <DEVICE>          Where to compute [default: cpu] [possible values: cpu]
+              --max-images <IMAGES>      Stop once the run has seen so many images, such as 200k
+              --max-steps <STEPS>        Stop after so many optimizer steps from now
+              --max-minutes <MINUTES>    Stop after so many minutes from now
+              --resume                   Insist that there is a run to continue
+              --fresh                    Insist that there is no run yet
+              --dry-run                  Print the resolved configuration as TOML and start nothing
+              --json                     Print the results as JSON
+          -q, --quiet                    Tell only warnings and errors
+          -v, --verbose                  Tell more
+              --color <WHEN>             When to color text for people [default: auto] [possible values:
+                                         auto, always, never]
+          -h, --help                     Print help
+
+        Example: p2 train --preset emoji-32 --set loss.weighting.gamma=0.5 --out runs/half
+        The same command again continues an unfinished run.
+        --- stderr
+    "#]],
+    );
+    check(
+        folder.path(),
+        &["sample", "--help"],
+        &expect![[r#"
+        exit: 0
+        --- stdout
+        Draw images from a trained model
+
+        Usage: p2 sample [OPTIONS] --n-images <IMAGES> --out <DIR> <MODEL>
+
+        Arguments:
+          <MODEL>  A run, a checkpoint or a .safetensors file
+
+        Options:
+              --n-images <IMAGES>       How many images
+              --sampler <SAMPLER>       How to sample [default: sample.sampler of the model] [possible
+                                        values: ancestral, ddim]
+              --steps <STEPS>           Network evaluations per image [default: sample.n_steps of the model]
+              --eta <SHARE>             Share of fresh noise per DDIM step, 0 to 1 [default: sample.eta of
+                                        the model]
+              --seed <N>                Seed of the noise; image i of a seed is always the same [default: 0]
+              --class <CLASS>           Class of the images, counted from 0 [default: all in turn]
+              --batch-size <IMAGES>     Images computed at once; changes no result [default: 16]
+              --threads <N>             Threads to compute with; changes no result [default: one per core]
+              --raw <FILE.safetensors>  Save the unrounded pixels as well, in [-1, 1] and [N, H, W, C]
+              --json                    Print the results as JSON
+              --out <DIR>               Folder of the images
+          -q, --quiet                   Tell only warnings and errors
+          -v, --verbose                 Tell more
+              --color <WHEN>            When to color text for people [default: auto] [possible values:
+                                        auto, always, never]
+          -h, --help                    Print help
+
+        Example: p2 sample runs/emoji-32 --n-images 64 --steps 50 --out samples
+        --- stderr
+    "#]],
+    );
+}
+
+#[test]
+fn an_unknown_flag_is_corrected() {
+    let folder = tempdir().unwrap();
+    check(
+        folder.path(),
+        &["train", "--presets", "smoke"],
+        &expect![[r#"
+            exit: 2
+            --- stdout
+            --- stderr
+            error: unexpected argument '--presets' found
+
+              tip: a similar argument exists: '--preset'
+
+            Usage: p2 train <CONFIG.toml|--preset <NAME>>
+
+            For more information, try '--help'.
+        "#]],
+    );
+}
+
+#[test]
+fn color_is_off_without_a_terminal_and_on_when_asked_for() {
+    let folder = tempdir().unwrap();
+    let stderr = |arguments: &[&str]| {
+        String::from_utf8(p2(folder.path(), arguments).output().unwrap().stderr).unwrap()
+    };
+    let plain = stderr(&["train", "x.toml"]);
+    assert!(!plain.contains('\x1b'));
+    let colored = stderr(&["train", "x.toml", "--color", "always"]);
+    assert!(colored.contains("\x1b[1;31merror:\x1b[0m"), "{colored:?}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let folder = tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = p2(folder.path(), &["train", "--preset", "smoke", "--dry-run"]);
+    let output = command
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = output.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
