@@ -1,0 +1,146 @@
+//! A network with its noise process: what a configuration describes and a checkpoint restores.
+
+pub mod file;
+mod from_config;
+
+use anyhow::Context as _;
+use candle_core::Tensor;
+use p2_diffusion::{Denoised, Denoiser, NetworkOutput, NoiseSchedule, Objective, Prediction, Variance};
+use p2_nn::unet::{Dropout, Input};
+use p2_nn::{Cpu, Init, Params, UNet};
+
+use crate::config::RunConfig;
+use crate::rng::{Draws, Stream};
+
+/// A network with its noise process.
+#[derive(Debug)]
+pub struct Model {
+    unet: UNet,
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    variance: Variance,
+}
+
+/// Noised images and what the network is told of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Noised<'a> {
+    /// `[N, H, W, 3]`.
+    pub x_t: &'a Tensor,
+    /// Noise levels, `[N]`.
+    pub t: &'a [u32],
+    /// Classes, `[N]`; not used by an unconditional model.
+    pub labels: &'a [u32],
+}
+
+impl Model {
+    /// An untrained model: its weights are a function of `train.seed`.
+    ///
+    /// # Errors
+    /// If the sizes of the network do not fit together.
+    pub fn new(config: &RunConfig, cpu: Cpu) -> anyhow::Result<Self> {
+        let seed = config.train.seed;
+        let mut initializer =
+            |index: usize, init: Init, values: &mut [f32]| initialize(seed, index, init, values);
+        Self::build(config, &mut initializer, cpu)
+    }
+
+    /// A model whose weights are all 0, to be loaded.
+    ///
+    /// # Errors
+    /// If the sizes of the network do not fit together.
+    pub fn zeros(config: &RunConfig, cpu: Cpu) -> anyhow::Result<Self> {
+        Self::build(config, &mut |_, _, _| {}, cpu)
+    }
+
+    fn build(
+        config: &RunConfig,
+        initializer: &mut p2_nn::Initializer<'_>,
+        cpu: Cpu,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            unet: UNet::new(from_config::unet(config), initializer, cpu)
+                .context("cannot build the network")?,
+            schedule: from_config::schedule(&config.diffusion)?,
+            prediction: from_config::prediction(config.diffusion.prediction),
+            variance: from_config::variance(config.diffusion.variance),
+        })
+    }
+
+    /// The weights.
+    pub fn params(&self) -> &Params {
+        self.unet.params()
+    }
+
+    /// The noise process.
+    pub fn schedule(&self) -> &NoiseSchedule {
+        &self.schedule
+    }
+
+    /// The variance of the reverse process.
+    pub fn variance(&self) -> Variance {
+        self.variance
+    }
+
+    /// Height and width of its images.
+    pub fn image_size(&self) -> usize {
+        self.unet.config().image_size
+    }
+
+    /// Number of classes; 0 for an unconditional model.
+    pub fn n_classes(&self) -> usize {
+        self.unet.config().n_classes
+    }
+
+    /// What the model is trained for, weighted as `config` says.
+    ///
+    /// # Errors
+    /// If the weighting has no finite value at some noise level.
+    pub fn objective(&self, config: &RunConfig) -> anyhow::Result<Objective> {
+        let weighting = from_config::weighting(config.loss.weighting);
+        Ok(Objective::new(&self.schedule, self.prediction, self.variance, weighting)?)
+    }
+
+    /// The network's output, `[N, H, W, 3]`, or 6 channels with learned variance.
+    ///
+    /// # Errors
+    /// If the shapes or labels do not fit.
+    pub fn predict(
+        &self,
+        noised: Noised<'_>,
+        dropout: Option<&dyn Dropout>,
+    ) -> anyhow::Result<Tensor> {
+        let t: Vec<f64> = noised.t.iter().map(|&t| f64::from(t)).collect();
+        let labels = (self.n_classes() > 0).then_some(noised.labels);
+        Ok(self.unet.forward(Input { x_t: noised.x_t, t: &t, labels, dropout })?)
+    }
+
+    /// The model as a sampler sees it, for images of these classes.
+    pub fn denoiser<'a>(&'a self, labels: &'a [u32]) -> impl Denoiser + 'a {
+        move |x_t: &Tensor, t: &[u32]| -> p2_diffusion::Result<Denoised> {
+            let values = self
+                .predict(Noised { x_t, t, labels }, None)
+                .map_err(|error| p2_diffusion::Error::Caller(error.into()))?;
+            let output = NetworkOutput {
+                values: &values,
+                prediction: self.prediction,
+                variance: self.variance,
+            };
+            output.denoised(&self.schedule, x_t, t)
+        }
+    }
+}
+
+/// Initial values, a function of the seed and of the parameter's place in the network.
+fn initialize(seed: u64, index: usize, init: Init, values: &mut [f32]) {
+    let mut draws = Draws::at(seed, Stream::Init, index as u64);
+    match init {
+        Init::Zeros => values.fill(0.0),
+        Init::Ones => values.fill(1.0),
+        Init::Normal => draws.fill_normal(values),
+        Init::Uniform { bound } => {
+            for value in values {
+                *value = (bound * (2.0 * draws.uniform() - 1.0)) as f32;
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Models in files: named as the reference names them, with the configuration beside the weights.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use p2_nn::{Cpu, Params};
+
+use super::Model;
+use crate::checkpoint::{self, NamedTensor, StoredTensors, TensorFile};
+use crate::config::Run;
+use crate::problem::Problem;
+
+/// The name of the averaged weights in a checkpoint, by their half-life.
+pub fn ema_file_name(halflife_images: u64) -> String {
+    format!("ema-halflife-{halflife_images}.safetensors")
+}
+
+/// A model that was read, and where from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The model.
+    pub model: Model,
+    /// Its configuration.
+    pub run: Run,
+    /// The file of its weights.
+    pub path: PathBuf,
+}
+
+/// Reads a model from a run folder (its newest checkpoint), a checkpoint, or one file. In a
+/// checkpoint the averaged weights are taken.
+///
+/// # Errors
+/// If there is none, or it carries no configuration, or the weights do not fit it.
+pub fn load(path: &Path, cpu: Cpu) -> anyhow::Result<Loaded> {
+    let path = find(path)?;
+    let stored = StoredTensors::open(&path)?;
+    let Some(metadata) = stored.metadata() else {
+        let message = format!("{} carries no configuration of p2", path.display());
+        let hint = "give a file, a checkpoint or a run that p2 wrote";
+        return Err(Problem::new(message).hint(hint).into());
+    };
+    let run = Run::from_metadata(metadata)
+        .with_context(|| format!("cannot use {}", path.display()))?;
+    let model = Model::zeros(&run, cpu)?;
+    load_params(model.params(), &stored, "")
+        .with_context(|| format!("cannot use {}", path.display()))?;
+    Ok(Loaded { model, run, path })
+}
+
+/// Sets the parameters from the tensors of their names under `prefix`.
+pub(crate) fn load_params(
+    params: &Params,
+    stored: &StoredTensors,
+    prefix: &str,
+) -> anyhow::Result<()> {
+    for param in params.iter() {
+        let values = reference_values(param, stored, prefix)?;
+        param.set_values(&param.from_reference(&values)?)?;
+    }
+    Ok(())
+}
+
+/// The stored values of a parameter, checked for their shape, as the reference lays them out.
+pub(crate) fn reference_values(
+    param: &p2_nn::params::Param,
+    stored: &StoredTensors,
+    prefix: &str,
+) -> anyhow::Result<Vec<f32>> {
+    let name = format!("{prefix}{}", param.name());
+    let values = stored.values(&name)?;
+    let (actual, expected) = (stored.shape(&name), param.reference_shape());
+    if actual != Some(&expected) {
+        bail!("`{name}` has shape {actual:?}, the network needs {expected:?}");
+    }
+    Ok(values)
+}
+
+/// Parameters as a file to be written: `values` in the engine's layout, one list per parameter.
+pub(crate) fn tensor_file<'a>(
+    name: impl Into<String>,
+    metadata: &str,
+    params: &Params,
+    values: impl Iterator<Item = &'a [f32]>,
+) -> anyhow::Result<TensorFile<'static>> {
+    Ok(TensorFile {
+        name: name.into(),
+        metadata: Some(metadata.to_owned()),
+        tensors: named_tensors("", params, values)?,
+    })
+}
+
+/// Parameters, or numbers shaped like them, under a prefix.
+pub(crate) fn named_tensors<'a>(
+    prefix: &str,
+    params: &Params,
+    values: impl Iterator<Item = &'a [f32]>,
+) -> anyhow::Result<Vec<NamedTensor<'static>>> {
+    params
+        .iter()
+        .zip(values)
+        .map(|(param, values)| {
+            Ok(NamedTensor {
+                name: format!("{prefix}{}", param.name()),
+                shape: param.reference_shape(),
+                values: param.to_reference(values)?.into(),
+            })
+        })
+        .collect()
+}
+
+/// The file of weights that a path means.
+fn find(path: &Path) -> anyhow::Result<PathBuf> {
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let not_found = || {
+        Problem::new(format!("there is no model at {}", path.display()))
+            .hint("give a run folder, a checkpoint folder or a .safetensors file")
+    };
+    if !path.is_dir() {
+        return Err(not_found().into());
+    }
+    let checkpoint = match checkpoint::newest(&path.join("checkpoints"))? {
+        Some(found) => found.path,
+        None => path.to_owned(),
+    };
+    let mut averages: Vec<PathBuf> = std::fs::read_dir(&checkpoint)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|file| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("ema-") && name.ends_with(".safetensors")
+        })
+        .collect();
+    averages.sort_unstable();
+    Ok(averages.pop().ok_or_else(not_found)?)
+}

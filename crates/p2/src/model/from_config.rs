@@ -1,0 +1,72 @@
+//! From the words of a configuration to the types of the engine.
+
+use p2_diffusion::{NoiseSchedule, Prediction, Variance, Weighting};
+use p2_nn::UNetConfig;
+use p2_nn::unet::{Heads, Order, Resample, TimeConditioning};
+
+use crate::config::{RunConfig, section};
+
+/// Channels of an image: red, green, blue.
+pub(super) const N_CHANNELS: usize = 3;
+
+pub(super) fn unet(config: &RunConfig) -> UNetConfig {
+    let model = &config.model;
+    UNetConfig {
+        image_size: config.data.image_size,
+        in_channels: N_CHANNELS,
+        out_channels: variance(config.diffusion.variance).output_channels(N_CHANNELS),
+        channels: model.channels,
+        channel_mult: model.channel_mult.clone(),
+        n_res_blocks: model.n_res_blocks,
+        attention_resolutions: model.attention_resolutions.clone(),
+        heads: match model.heads {
+            section::Heads::Channels(n) => Heads::Channels(n),
+            section::Heads::Count(n) => Heads::Count(n),
+        },
+        attention_order: match model.attention_order {
+            section::AttentionOrder::Legacy => Order::HeadMajor,
+            section::AttentionOrder::New => Order::KindMajor,
+        },
+        resample: match model.resample {
+            section::Resample::ResBlock => Resample::ResBlock,
+            section::Resample::Conv => Resample::Conv,
+        },
+        time_conditioning: match model.time_conditioning {
+            section::TimeConditioning::ScaleShift => TimeConditioning::ScaleShift,
+            section::TimeConditioning::Additive => TimeConditioning::Additive,
+        },
+        dropout: model.dropout,
+        n_classes: model.n_classes,
+    }
+}
+
+pub(super) fn schedule(diffusion: &section::Diffusion) -> p2_diffusion::Result<NoiseSchedule> {
+    match diffusion.schedule {
+        section::Schedule::Linear => NoiseSchedule::linear(diffusion.n_timesteps),
+        section::Schedule::Cosine => NoiseSchedule::cosine(diffusion.n_timesteps),
+    }
+}
+
+pub(super) fn prediction(prediction: section::Prediction) -> Prediction {
+    match prediction {
+        section::Prediction::Eps => Prediction::Eps,
+        section::Prediction::X0 => Prediction::X0,
+        section::Prediction::V => Prediction::V,
+    }
+}
+
+pub(super) fn variance(variance: section::Variance) -> Variance {
+    match variance {
+        section::Variance::FixedSmall => Variance::FixedSmall,
+        section::Variance::FixedLarge => Variance::FixedLarge,
+        section::Variance::LearnedRange => Variance::LearnedRange,
+    }
+}
+
+pub(super) fn weighting(weighting: section::Weighting) -> Weighting {
+    match weighting {
+        section::Weighting::Simple {} => Weighting::Simple,
+        section::Weighting::P2 { k, gamma } => Weighting::P2 { k, gamma },
+        section::Weighting::P2Raw { k, gamma } => Weighting::P2Raw { k, gamma },
+    }
+}
