@@ -6,6 +6,7 @@ pub mod command;
 pub mod config;
 pub mod durable;
 pub mod fault;
+pub mod monitor;
 pub mod print;
 pub mod problem;
 pub mod rng;
