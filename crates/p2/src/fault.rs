@@ -1,7 +1,7 @@
 //! Planned faults: the tests of crashes and full disks, against the very program that users run.
 //!
 //! `P2_FAULT=checkpoint.before-rename:2` kills the process (SIGKILL) at the second passage of that
-//! [`point`]. `P2_FAULT=checkpoint.write:1=enospc` makes the first passage of that [`io`] point
+//! [`point`]. `P2_FAULT=checkpoint.write:1=enospc` makes the first passage of that [`io()`] point
 //! fail as on a full disk. `p2` reads the variable once, at its start; without it, points do nothing.
 
 use std::io;

@@ -1,5 +1,7 @@
 //! What the program says: exit code, stdout and stderr of whole commands.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod cli {
     /// Where a run's values come from, and what is wrong with them.
     mod config;

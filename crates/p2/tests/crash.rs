@@ -1,6 +1,7 @@
 //! Checkpoints survive a process that is killed at any point of saving, and a full disk.
 
 #![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
 use std::path::Path;

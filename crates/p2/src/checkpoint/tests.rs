@@ -210,10 +210,10 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
             fs::remove_file(path.join("optimizer.safetensors")).unwrap();
         }),
         ("state.json: No such file", |path| {
-            fs::remove_file(path.join(STATE_FILE)).unwrap()
+            fs::remove_file(path.join(STATE_FILE)).unwrap();
         }),
         ("state.json: EOF", |path| {
-            fs::write(path.join(STATE_FILE), "{").unwrap()
+            fs::write(path.join(STATE_FILE), "{").unwrap();
         }),
         ("format 2", |path| {
             let json = fs::read_to_string(path.join(STATE_FILE)).unwrap();

@@ -1,0 +1,6 @@
+//! What a run shows of itself: records, curves, a progress line, pictures.
+
+pub mod grid;
+pub mod metrics;
+pub mod progress;
+pub mod tensorboard;

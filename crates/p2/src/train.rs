@@ -1,0 +1,152 @@
+//! Training: the loop, and what one step of it is made of.
+
+mod clock;
+mod dropout;
+mod gradients;
+mod held_out;
+mod learning_rate;
+mod linear_denoiser;
+mod noise;
+mod observer;
+mod run;
+
+use anyhow::Context as _;
+use candle_core::{Device, Tensor};
+use p2_diffusion::{LossTerms, Objective};
+use p2_nn::{AdamW, adamw};
+
+pub use clock::{Clock, Interval, Limits};
+use dropout::RunDropout;
+use gradients::{Gradients, check_loss};
+pub use linear_denoiser::LinearDenoiser;
+use noise::Noise;
+use observer::Observer;
+pub use run::{Outcome, Setup, train};
+
+use crate::config::Run;
+use crate::data::{Batch, Loader};
+use crate::model::{Model, Noised};
+
+/// A run in memory.
+pub(crate) struct Trainer {
+    run: Run,
+    model: Model,
+    objective: Objective,
+    optimizer: AdamW,
+    loader: Loader,
+    clock: Clock,
+}
+
+/// What a step tells those who watch.
+#[derive(Debug)]
+pub(crate) struct StepReport {
+    /// Noise levels, `[N]`.
+    pub(crate) t: Vec<u32>,
+    /// Weighted loss per image, `[N]`.
+    pub(crate) weighted: Vec<f32>,
+    /// Unweighted error on the noise per image, `[N]`.
+    pub(crate) mse_eps: Vec<f32>,
+    /// Variational term in bits per image, `[N]`, if the variance is learned.
+    pub(crate) vb: Option<Vec<f32>>,
+    /// Global L2 norm of the gradients, before clipping.
+    pub(crate) grad_norm: f64,
+    /// Learning rate of the step.
+    pub(crate) lr: f64,
+}
+
+impl Trainer {
+    /// Trains until the run, a limit or a signal ends it.
+    fn run(&mut self, observer: &mut Observer<'_>, limits: &Limits) -> anyhow::Result<()> {
+        while !limits.reached(&self.clock, observer.finishing_secs()) {
+            let Some(batch) = self.loader.next_batch()? else {
+                break;
+            };
+            let report = self.step(&batch)?;
+            observer.after_step(self, &report)?;
+        }
+        Ok(())
+    }
+
+    /// One optimizer step on a batch, whose gradient is summed over micro-batches.
+    fn step(&mut self, batch: &Batch) -> anyhow::Result<StepReport> {
+        let mut gradients = Gradients::zero(self.model.params());
+        let mut report = StepReport::empty();
+        let n = batch.n_images();
+        for first in (0..n).step_by(self.run.train.micro_batch_size) {
+            let n_part = self.run.train.micro_batch_size.min(n - first);
+            let noise = self.noise(batch.first_image_idx + first as u64, n_part)?;
+            let loss = self.loss(batch, first, &noise)?;
+            let files = &batch.files[first..first + n_part];
+            let levels = self.model.schedule().log_snr();
+            check_loss(&loss, &noise.t, levels, files, self.clock.step + 1)?;
+            // Each image counts the same, however many share its micro-batch.
+            gradients.add(&(loss.weighted.sum_all()? / n as f64)?.backward()?)?;
+            report.extend(&loss, noise.t)?;
+        }
+        report.grad_norm = gradients.checked_norm(&batch.files, self.clock.step + 1)?;
+        report.lr = learning_rate::at(&self.run, self.clock.images_seen);
+        self.optimizer.step(gradients.tensors(), self.adamw_step(&report, n))?;
+        self.clock.advance(n);
+        Ok(report)
+    }
+
+    /// The loss of some images of a batch.
+    fn loss(&self, batch: &Batch, first: usize, noise: &Noise) -> anyhow::Result<LossTerms> {
+        let size = self.model.image_size();
+        let n = noise.t.len();
+        let n_pixels = size * size * 3;
+        let x0 = &batch.pixels[first * n_pixels..(first + n) * n_pixels];
+        let x0 = Tensor::from_slice(x0, (n, size, size, 3), &Device::Cpu)?; // [N, H, W, 3]
+        let x_t = self.model.schedule().add_noise(&x0, &noise.eps, &noise.t)?;
+        let noised = Noised { x_t: &x_t, t: &noise.t, labels: &batch.labels[first..first + n] };
+        let dropout = RunDropout {
+            seed: self.run.train.seed,
+            first_image_idx: batch.first_image_idx + first as u64,
+            probability: self.run.model.dropout,
+        };
+        let output = self.model.predict(noised, Some(&dropout))?;
+        Ok(self.objective.loss(&output, &x0, &noise.eps, &noise.t)?)
+    }
+
+    /// The noise and the noise levels of the n images of the run from `image_idx` on.
+    fn noise(&self, image_idx: u64, n: usize) -> anyhow::Result<Noise> {
+        Noise::draw(self.run.train.seed, image_idx, n, &self.model)
+    }
+
+    fn adamw_step(&self, report: &StepReport, n_images: usize) -> adamw::Step {
+        let optim = &self.run.optim;
+        let clip = optim.max_grad_norm > 0.0 && report.grad_norm > optim.max_grad_norm;
+        adamw::Step {
+            lr: report.lr,
+            beta1: optim.beta1,
+            beta2: optim.beta2,
+            eps: optim.eps,
+            weight_decay: optim.weight_decay,
+            step: self.clock.step + 1,
+            grad_scale: if clip { optim.max_grad_norm / report.grad_norm } else { 1.0 },
+            ema_decay: learning_rate::ema_decay(&self.run.ema, self.clock.images_seen, n_images),
+        }
+    }
+}
+
+impl StepReport {
+    fn empty() -> Self {
+        let (t, weighted, mse_eps) = (vec![], vec![], vec![]);
+        Self { t, weighted, mse_eps, vb: None, grad_norm: 0.0, lr: 0.0 }
+    }
+
+    fn extend(&mut self, loss: &LossTerms, t: Vec<u32>) -> anyhow::Result<()> {
+        self.weighted.extend(values(&loss.weighted)?);
+        self.mse_eps.extend(values(&loss.mse_eps)?);
+        if let Some(vb) = &loss.vb {
+            self.vb.get_or_insert_default().extend(values(vb)?);
+        }
+        self.t.extend(t);
+        Ok(())
+    }
+}
+
+/// The numbers of a `[N]` tensor.
+pub(crate) fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
+    tensor.to_vec1().context("cannot read a loss")
+}

@@ -1,0 +1,121 @@
+//! Gradients of a batch, summed over micro-batches in order, and the check that they are finite.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use p2_diffusion::LossTerms;
+use p2_nn::Params;
+
+use super::values;
+use crate::fault;
+use crate::problem::Problem;
+
+/// One gradient per parameter.
+pub(super) struct Gradients {
+    params: Params,
+    sums: Vec<Tensor>,
+}
+
+impl Gradients {
+    pub(super) fn zero(params: &Params) -> Self {
+        Self { params: params.clone(), sums: Vec::new() }
+    }
+
+    /// Adds the gradients of a micro-batch.
+    pub(super) fn add(&mut self, gradients: &GradStore) -> anyhow::Result<()> {
+        let found = self.params.iter().map(|param| {
+            let gradient = gradients.get(param.var());
+            gradient.with_context(|| format!("`{}` has no gradient", param.name()))
+        });
+        if self.sums.is_empty() {
+            self.sums = found.map(|gradient| gradient.cloned()).collect::<Result<_, _>>()?;
+        } else {
+            for (sum, gradient) in self.sums.iter_mut().zip(found) {
+                *sum = (&*sum + gradient?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The sums, in the order of the parameters.
+    pub(super) fn tensors(&self) -> &[Tensor] {
+        &self.sums
+    }
+
+    /// The global L2 norm.
+    ///
+    /// # Errors
+    /// If it is not finite: names the step, the first such parameter and the batch's files.
+    pub(super) fn checked_norm(&self, files: &[Arc<str>], step: u64) -> anyhow::Result<f64> {
+        let mut sum = 0.0;
+        for (param, gradient) in self.params.iter().zip(&self.sums) {
+            let norm = square_norm(gradient)?;
+            if !norm.is_finite() {
+                let message = format!(
+                    "the gradient of `{}` is not finite in step {step}; its files: {}",
+                    param.name(),
+                    files.join(", ")
+                );
+                return Err(diverged(message).into());
+            }
+            sum += norm;
+        }
+        Ok(sum.sqrt())
+    }
+}
+
+/// The sum of squares in f64, in 8 lanes and in order.
+fn square_norm(tensor: &Tensor) -> anyhow::Result<f64> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let (candle_core::Storage::Cpu(storage), Some((start, end))) =
+        (&*storage, layout.contiguous_offsets())
+    else {
+        anyhow::bail!("gradients must be contiguous, on the CPU");
+    };
+    let (chunks, rest) = storage.as_slice::<f32>()?[start..end].as_chunks::<8>();
+    let mut lanes = [0.0; 8];
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+    }
+    let rest: f64 = rest.iter().map(|&value| f64::from(value).powi(2)).sum();
+    Ok(lanes.iter().sum::<f64>() + rest)
+}
+
+/// Stops at the first loss that is not finite.
+///
+/// # Errors
+/// Names the step and, for each such image, noise level and file.
+pub(super) fn check_loss(
+    loss: &LossTerms,
+    t: &[u32],
+    log_snr: &[f64],
+    files: &[Arc<str>],
+    step: u64,
+) -> anyhow::Result<()> {
+    let mut weighted = values(&loss.weighted)?;
+    if let Some(first) = weighted.first_mut() {
+        *first = fault::number("train.loss", *first);
+    }
+    let broken: Vec<String> = weighted
+        .iter()
+        .zip(t.iter().zip(files))
+        .filter(|(loss, _)| !loss.is_finite())
+        .map(|(loss, (&t, file))| {
+            format!("{loss} at t = {t} (log-SNR {:.2}) for {file}", log_snr[t as usize])
+        })
+        .collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    Err(diverged(format!("the loss is not finite in step {step}: {}", broken.join("; "))).into())
+}
+
+fn diverged(message: String) -> Problem {
+    Problem::new(message).because("nothing can be learnt from it, so the weights were not touched").hint(
+        "the last checkpoint is intact; continue from it with a smaller optim.lr, or look at the files",
+    )
+}

@@ -1,0 +1,90 @@
+//! The held-out loss: averaged weights, fixed noise levels, fixed noise, per stage, unweighted.
+
+use candle_core::{Device, Tensor};
+use p2_diffusion::{Objective, Stage};
+
+use super::noise::normal_images;
+use super::values;
+use crate::data::{Dataset, Split};
+use crate::model::{Model, Noised};
+use crate::rng::{Draws, Stream};
+
+/// Held-out images that are looked at, at most.
+const MAX_IMAGES: usize = 512;
+
+/// The noise does not depend on the run's seed, so that runs compare.
+const SEED: u64 = 0;
+
+/// Mean squared error on the noise, per stage.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct StageErrors {
+    pub(crate) clean_up: f64,
+    pub(crate) content: f64,
+    pub(crate) coarse: f64,
+}
+
+impl StageErrors {
+    pub(crate) fn try_new(
+        mut error: impl FnMut(Stage) -> anyhow::Result<f64>,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            clean_up: error(Stage::CleanUp)?,
+            content: error(Stage::Content)?,
+            coarse: error(Stage::Coarse)?,
+        })
+    }
+}
+
+/// The error of `model` on held-out images; each is seen once per stage.
+pub(super) fn evaluate(
+    model: &Model,
+    objective: &Objective,
+    dataset: &Dataset,
+    batch_size: usize,
+) -> anyhow::Result<StageErrors> {
+    let n_all = dataset.n_images(Split::HeldOut);
+    let images: Vec<usize> = (0..n_all.min(MAX_IMAGES)).map(|i| i * n_all / n_all.min(MAX_IMAGES)).collect();
+    StageErrors::try_new(|stage| {
+        let levels = stage.timesteps(model.schedule());
+        let mut sum = 0.0;
+        for (batch_idx, batch) in images.chunks(batch_size).enumerate() {
+            let first = batch_idx * batch_size;
+            // The golden ratio spreads the levels evenly over images and stage.
+            let t: Vec<u32> = (first..first + batch.len())
+                .map(|i| {
+                    let place = (0.5 + i as f64 * 0.618_033_988_749_894_9).fract();
+                    levels.start + (place * levels.len() as f64) as u32
+                })
+                .collect();
+            sum += errors(model, objective, dataset, batch, &t, stage)?;
+        }
+        Ok(sum / images.len() as f64)
+    })
+}
+
+/// The sum of the errors of some held-out images.
+fn errors(
+    model: &Model,
+    objective: &Objective,
+    dataset: &Dataset,
+    images: &[usize],
+    t: &[u32],
+    stage: Stage,
+) -> anyhow::Result<f64> {
+    let size = model.image_size();
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    for &index in images {
+        let image = dataset.image(Split::HeldOut, index)?;
+        pixels.extend(image.pixels.iter().map(|&byte| f32::from(byte) / 127.5 - 1.0));
+        labels.push(image.label);
+    }
+    let x0 = Tensor::from_vec(pixels, (images.len(), size, size, 3), &Device::Cpu)?;
+    let lane = Stage::ALL.iter().position(|&other| other == stage).unwrap_or(0) as u64;
+    let draws =
+        images.iter().map(|&image| Draws::at_lane(SEED, Stream::HeldOut, image as u64, lane));
+    let eps = normal_images(draws, images.len(), size)?;
+    let x_t = model.schedule().add_noise(&x0, &eps, t)?;
+    let output = model.predict(Noised { x_t: &x_t, t, labels: &labels }, None)?.detach();
+    let loss = objective.loss(&output, &x0, &eps, t)?;
+    Ok(values(&loss.mse_eps)?.into_iter().map(f64::from).sum())
+}

@@ -1,0 +1,45 @@
+//! The noise of a step: levels and noise of each image, by its place in the run.
+
+use candle_core::{Device, Tensor};
+use p2_diffusion::timestep_from_uniform;
+
+use crate::model::Model;
+use crate::rng::{Draws, Stream};
+
+/// Noise levels and noise of some images.
+pub(super) struct Noise {
+    /// `[N]`.
+    pub(super) t: Vec<u32>,
+    /// `[N, H, W, 3]`.
+    pub(super) eps: Tensor,
+}
+
+impl Noise {
+    pub(super) fn draw(seed: u64, image_idx: u64, n: usize, model: &Model) -> anyhow::Result<Self> {
+        let size = model.image_size();
+        let images = image_idx..image_idx + n as u64;
+        let t = images
+            .clone()
+            .map(|image| {
+                let u = Draws::at(seed, Stream::Timestep, image).uniform();
+                timestep_from_uniform(u, model.schedule())
+            })
+            .collect::<Result<_, _>>()?;
+        let eps = normal_images(images.map(|image| Draws::at(seed, Stream::Noise, image)), n, size)?;
+        Ok(Self { t, eps })
+    }
+}
+
+/// One image of normal noise from each of `n` draws: `[N, H, W, 3]`.
+pub(super) fn normal_images(
+    draws: impl Iterator<Item = Draws>,
+    n: usize,
+    size: usize,
+) -> anyhow::Result<Tensor> {
+    let n_pixels = size * size * 3;
+    let mut values = vec![0.0; n * n_pixels];
+    for (values, mut draws) in values.chunks_exact_mut(n_pixels).zip(draws) {
+        draws.fill_normal(values);
+    }
+    Ok(Tensor::from_vec(values, (n, size, size, 3), &Device::Cpu)?)
+}
