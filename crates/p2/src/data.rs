@@ -24,5 +24,4 @@ mod split;
 
 pub use dataset::{Dataset, Image, SkippedFile, Split};
 pub use loader::{Batch, Loader, LoaderOptions};
-pub use order::Order;
 pub use pack::{Packed, pack};

@@ -5,6 +5,9 @@ use std::sync::{Arc, OnceLock};
 
 use image::RgbImage;
 
+/// Bytes of pixels kept: all of 80,000 images of 64x64. What is beyond is decoded anew each time.
+const MAX_BYTES: usize = 1 << 30;
+
 /// What is known about a file since its pixels were first asked for.
 #[derive(Debug)]
 pub(super) enum Known {
@@ -17,16 +20,17 @@ pub(super) enum Known {
 pub(super) struct Cache {
     places: Vec<OnceLock<Known>>,
     n_bytes: AtomicUsize,
-    max_bytes: usize,
+    pub(super) max_bytes: usize,
 }
 
 impl Cache {
-    pub(super) fn new(n_files: usize, max_bytes: usize) -> Self {
+    /// Empty places for `n_files` files.
+    pub(super) fn new(n_files: usize) -> Self {
         let places = (0..n_files).map(|_| OnceLock::new()).collect();
         Self {
             places,
             n_bytes: AtomicUsize::new(0),
-            max_bytes,
+            max_bytes: MAX_BYTES,
         }
     }
 
@@ -57,7 +61,8 @@ mod tests {
 
     #[test]
     fn images_are_kept_up_to_the_budget() {
-        let cache = Cache::new(3, 2 * 12);
+        let mut cache = Cache::new(3);
+        cache.max_bytes = 2 * 12;
         let pixels = Arc::new(RgbImage::new(2, 2));
         for file_idx in [0, 0, 1, 2] {
             cache.keep(file_idx, &pixels);
@@ -69,7 +74,7 @@ mod tests {
 
     #[test]
     fn damage_is_news_once() {
-        let cache = Cache::new(1, 0);
+        let cache = Cache::new(1);
         assert!(cache.note_damage(0));
         assert!(!cache.note_damage(0));
         assert!(matches!(cache.get(0), Some(Known::Damaged)));

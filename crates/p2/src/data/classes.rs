@@ -15,10 +15,8 @@ pub(super) struct Classes {
 /// Files outside any folder form the class `.` if others lie in one.
 pub(super) fn classes(file_names: &[&str]) -> Classes {
     let mut folders: Vec<Vec<&str>> = file_names.iter().map(|name| folders_of(name)).collect();
-    while let Some(wrapper) = wrapper_of(&folders) {
-        let wrapper = wrapper.to_owned();
+    while have_wrapper(&folders) {
         for path in &mut folders {
-            debug_assert_eq!(path[0], wrapper);
             path.remove(0);
         }
     }
@@ -46,13 +44,13 @@ fn folders_of(name: &str) -> Vec<&str> {
     parts
 }
 
-/// The first folder, if it is the same everywhere and every file has another one below it.
-fn wrapper_of<'a>(folders: &[Vec<&'a str>]) -> Option<&'a str> {
-    let first = *folders.first()?.first()?;
-    folders
-        .iter()
-        .all(|path| path.len() > 1 && path[0] == first)
-        .then_some(first)
+/// Whether the first folder is the same everywhere and every file has another one below it.
+fn have_wrapper(folders: &[Vec<&str>]) -> bool {
+    let first = folders.first().and_then(|path| path.first());
+    first.is_some()
+        && folders
+            .iter()
+            .all(|path| path.len() > 1 && path.first() == first)
 }
 
 #[cfg(test)]

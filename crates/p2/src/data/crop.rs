@@ -16,7 +16,7 @@ pub(super) fn center_crop(image: &RgbImage, image_size: usize) -> RgbImage {
         (scaled.height - image_size) / 2,
         (scaled.width - image_size) / 2,
     );
-    scaled.square(y, x, image_size)
+    scaled.square([y, x], image_size)
 }
 
 /// A random square, `image_size` pixels a side (`random_crop_arr`).
@@ -29,7 +29,7 @@ pub(super) fn random_crop(image: &RgbImage, image_size: usize, draws: &mut Draws
     let scaled = Scaled::new(halved.as_ref().unwrap_or(image), short_side);
     let y = draws.below((scaled.height - image_size + 1) as u64) as usize;
     let x = draws.below((scaled.width - image_size + 1) as u64) as usize;
-    scaled.square(y, x, image_size)
+    scaled.square([y, x], image_size)
 }
 
 /// As much smaller as an image may get before random crops are taken from it; `None` for as it is.
@@ -55,10 +55,7 @@ fn halve_to(image: &RgbImage, short_side: usize) -> Option<RgbImage> {
         if width.min(height) < 2 * short_side {
             return halved;
         }
-        let (y, x) = (
-            Axis::whole(height, height / 2),
-            Axis::whole(width, width / 2),
-        );
+        let (y, x) = (Axis::halved(height), Axis::halved(width));
         halved = Some(resize(
             halved.as_ref().unwrap_or(image),
             Filter::Box,
@@ -87,8 +84,8 @@ impl<'a> Scaled<'a> {
         }
     }
 
-    /// The square of `size` pixels whose first pixel is (`y`, `x`).
-    fn square(&self, y: usize, x: usize, size: usize) -> RgbImage {
+    /// The square of `size` pixels a side whose first pixel is at `[y, x]`.
+    fn square(&self, [y, x]: [usize; 2], size: usize) -> RgbImage {
         let (n_columns, n_rows) = self.image.dimensions();
         let y = Axis {
             n_in: n_rows as usize,
@@ -233,11 +230,11 @@ mod tests {
 
     #[test]
     fn a_very_long_image_needs_little_memory() {
-        // 300,000 pixels a side after enlarging: 270 GB, were it made whole.
-        let image = RgbImage::from_pixel(1, 30_000, Rgb([9, 8, 7]));
-        let square = center_crop(&image, 10);
+        // Enlarged as a whole it would have 256 x 15,360,000 pixels in 12 GB.
+        let image = RgbImage::from_pixel(1, 60_000, Rgb([9, 8, 7]));
+        let square = center_crop(&image, 256);
         assert!(square.pixels().all(|pixel| pixel.0 == [9, 8, 7]));
-        assert_eq!(square.dimensions(), (10, 10));
+        assert_eq!(square.dimensions(), (256, 256));
     }
 
     fn random(image: &RgbImage, image_size: usize, image_idx: u64) -> RgbImage {
@@ -252,22 +249,26 @@ mod tests {
     fn random_crop_by_hand(
         image: &RgbImage,
         short: usize,
-        y: usize,
-        x: usize,
+        [y, x]: [usize; 2],
         size: usize,
     ) -> RgbImage {
         let (mut width, mut height) = (image.width() as usize, image.height() as usize);
         let mut image = image.clone();
         while width.min(height) >= 2 * short {
-            let (to_y, to_x) = (
-                Axis::whole(height, height / 2),
-                Axis::whole(width, width / 2),
-            );
+            let (to_y, to_x) = (Axis::halved(height), Axis::halved(width));
             image = resize(&image, Filter::Box, &to_y, &to_x);
             (width, height) = (width / 2, height / 2);
         }
         let scale = short as f64 / width.min(height) as f64;
-        let to = |side: usize| Axis::whole(side, (side as f64 * scale).round_ties_even() as usize);
+        let to = |n_in: usize| {
+            let n_out = (n_in as f64 * scale).round_ties_even() as usize;
+            let wanted = 0..n_out;
+            Axis {
+                n_in,
+                n_out,
+                wanted,
+            }
+        };
         let image = resize(&image, Filter::Bicubic, &to(height), &to(width));
         let (y, x, size) = (y as u32, x as u32, size as u32);
         image::imageops::crop_imm(&image, x, y, size, size).to_image()
@@ -287,7 +288,7 @@ mod tests {
             let width = (width * scale).round_ties_even() as u64;
             let y = draws.below(short as u64 - size as u64 + 1) as usize;
             let x = draws.below(width - size as u64 + 1) as usize;
-            let expected = random_crop_by_hand(&image, short, y, x, size);
+            let expected = random_crop_by_hand(&image, short, [y, x], size);
             assert_eq!(
                 random(&image, size, image_idx),
                 expected,

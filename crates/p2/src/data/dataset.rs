@@ -13,9 +13,6 @@ use super::{crop, decode, split};
 use crate::config::section::{Crop, Data, SkinTones};
 use crate::rng::Draws;
 
-/// Bytes of decoded pixels kept in memory: all of 80,000 images of 64x64. More are decoded anew.
-const CACHE_BYTES: usize = 1 << 30;
-
 /// One of the two lists of a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
@@ -122,7 +119,7 @@ impl Dataset {
         let (held_out, training) = (0..entries.len()).partition(|file_idx| is_held_out[*file_idx]);
         Self {
             classes: classes(&names),
-            cache: Cache::new(entries.len(), CACHE_BYTES),
+            cache: Cache::new(entries.len()),
             skipped: Mutex::new(skipped),
             source,
             settings,
@@ -299,5 +296,54 @@ fn first_of(skipped: &[SkippedFile]) -> String {
             format!(": {} skipped, the first is {file}: {reason}", skipped.len())
         }
         None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::section::GroupBy;
+    use crate::rng::Stream;
+
+    fn bundled(crop: Crop) -> Dataset {
+        let settings = Data {
+            path: "bundled:emoji-32".to_owned(),
+            image_size: 12,
+            crop,
+            horizontal_flip: true,
+            held_out: 0.1,
+            group_by: GroupBy::FirstCodePoint,
+            skin_tones: SkinTones::One,
+        };
+        Dataset::open(&settings).unwrap()
+    }
+
+    #[test]
+    fn memory_changes_no_pixel() {
+        for crop in [Crop::Center, Crop::Random] {
+            let with_memory = bundled(crop);
+            let mut without = bundled(crop);
+            without.cache.max_bytes = 0;
+            let image = |dataset: &Dataset, index| {
+                let mut draws = Draws::at(1, Stream::Augment, index as u64);
+                let augmented = dataset.augmented_image(index, &mut draws).unwrap();
+                (augmented, dataset.image(Split::Training, index).unwrap())
+            };
+            for index in [0, 1, 500, 0, 1, 500] {
+                assert_eq!(image(&with_memory, index), image(&without, index));
+            }
+            assert!(matches!(
+                with_memory.cache.get(with_memory.training[0]),
+                Some(Known::Pixels(_))
+            ));
+            assert!(without.cache.get(without.training[0]).is_none());
+        }
+    }
+
+    #[test]
+    fn mirroring_swaps_left_and_right() {
+        let mut pixels: Vec<u8> = (0..12).collect(); // [2, 2, 3]
+        mirror(&mut pixels, 2);
+        assert_eq!(pixels, [3, 4, 5, 0, 1, 2, 9, 10, 11, 6, 7, 8]);
     }
 }

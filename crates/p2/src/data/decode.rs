@@ -19,7 +19,7 @@ pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32)> {
         ImageFormat::Jpeg => jpeg::dimensions(bytes)?,
         format => reader(bytes, format).into_dimensions()?,
     };
-    check_size(width, height)?;
+    check_size((width, height))?;
     Ok((height, width))
 }
 
@@ -37,7 +37,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage> {
         format => {
             let mut decoder = reader(bytes, format).into_decoder()?;
             let (width, height) = decoder.dimensions();
-            check_size(width, height)?;
+            check_size((width, height))?;
             let orientation = decoder.orientation()?;
             let mut image = DynamicImage::from_decoder(decoder)?;
             image.apply_orientation(orientation);
@@ -64,7 +64,7 @@ fn reader(bytes: &[u8], format: ImageFormat) -> ImageReader<Cursor<&[u8]>> {
 }
 
 /// Refuses empty and enormous images.
-pub(super) fn check_size(width: u32, height: u32) -> Result<()> {
+pub(super) fn check_size((width, height): (u32, u32)) -> Result<()> {
     let n_pixels = u64::from(width) * u64::from(height);
     ensure!(
         n_pixels <= MAX_PIXELS,

@@ -24,7 +24,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<DynamicImage> {
         width,
         height,
     } = Header::read(bytes)?;
-    check_size(width, height)?;
+    check_size((width, height))?;
     let color = match decoder.input_colorspace() {
         Some(ColorSpace::Luma) => ColorSpace::Luma,
         _ => ColorSpace::RGB,

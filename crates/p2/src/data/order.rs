@@ -5,18 +5,8 @@ use anyhow::{Result, ensure};
 use crate::rng::{Draws, Stream};
 
 /// The order in which a run sees its images.
-///
-/// # Example
-/// ```
-/// # use p2::data::Order;
-/// let mut order = Order::new(0, 3)?;
-/// let mut first_epoch = [0, 1, 2].map(|image_idx| order.index_at(image_idx));
-/// first_epoch.sort_unstable();
-/// assert_eq!(first_epoch, [0, 1, 2]);
-/// # Ok::<(), anyhow::Error>(())
-/// ```
 #[derive(Debug, Clone)]
-pub struct Order {
+pub(super) struct Order {
     seed: u64,
     n_images: usize,
     epoch: u64,
@@ -28,7 +18,7 @@ impl Order {
     ///
     /// # Errors
     /// If there is no image, or more than `u32` can count.
-    pub fn new(seed: u64, n_images: usize) -> Result<Self> {
+    pub(super) fn new(seed: u64, n_images: usize) -> Result<Self> {
         ensure!(n_images > 0, "cannot order 0 images");
         ensure!(
             u32::try_from(n_images).is_ok(),
@@ -46,7 +36,7 @@ impl Order {
     /// Index, in the list of training images, of the image at place `image_idx` of the run.
     ///
     /// It remembers the epoch of the last call, so that calls in a row are cheap.
-    pub fn index_at(&mut self, image_idx: u64) -> usize {
+    pub(super) fn index_at(&mut self, image_idx: u64) -> usize {
         let epoch = image_idx / self.n_images as u64;
         if epoch != self.epoch {
             let mut draws = Draws::at(self.seed, Stream::Shuffle, epoch);

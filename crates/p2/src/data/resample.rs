@@ -49,12 +49,14 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// An axis of which all of the output is wanted.
-    pub(super) fn whole(n_in: usize, n_out: usize) -> Self {
+    /// An axis that is halved, of which all of the output is wanted.
+    pub(super) fn halved(n_in: usize) -> Self {
+        let n_out = n_in / 2;
+        let wanted = 0..n_out;
         Self {
             n_in,
             n_out,
-            wanted: 0..n_out,
+            wanted,
         }
     }
 }
