@@ -1,6 +1,6 @@
 //! AdamW with a moving average of the weights, both in one pass.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 use p2_kernels::adamw as kernel;
@@ -52,7 +52,12 @@ impl AdamW {
         &self.params
     }
 
-    /// What is remembered of each parameter, in their order.
+    /// What is remembered of each parameter, in their order; not to be held over a step.
+    pub fn states(&self) -> impl Iterator<Item = MutexGuard<'_, State>> {
+        self.states.iter().map(|state| state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The same, to be replaced.
     pub fn states_mut(&mut self) -> impl Iterator<Item = &mut State> {
         self.states.iter_mut().map(|state| state.get_mut().unwrap_or_else(PoisonError::into_inner))
     }

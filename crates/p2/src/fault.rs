@@ -2,7 +2,7 @@
 //!
 //! `P2_FAULT=checkpoint.before-rename:2` kills the process (SIGKILL) at the second passage of that
 //! [`point`]. `P2_FAULT=checkpoint.write:1=enospc` makes the first passage of that [`io()`] point
-//! fail as on a full disk. `p2` reads the variable once, at its start; without it, points do nothing.
+//! fail as on a full disk. `P2_FAULT=train.loss:3=nan` spoils the third [`number`] of that name. `p2` reads the variable once, at its start; without it, points do nothing.
 
 use std::io;
 use std::sync::OnceLock;
@@ -27,6 +27,7 @@ struct Plan {
 enum Effect {
     Kill,
     DiskFull,
+    NotANumber,
 }
 
 /// Plans the fault that the environment asks for, if any.
@@ -40,7 +41,7 @@ pub fn arm_from_env() -> Result<(), Problem> {
     let text = text.to_string_lossy();
     let plan = parse(&text).ok_or_else(|| {
         Problem::new(format!(
-            "{VARIABLE}={text} is not of the form point:count or point:count=enospc"
+            "{VARIABLE}={text} is not of the form point:count, point:count=enospc or point:count=nan"
         ))
         .hint(format!("unset {VARIABLE}: it is for tests"))
     })?;
@@ -53,6 +54,7 @@ fn parse(text: &str) -> Option<Plan> {
     let (place, effect) = match text.split_once('=') {
         None => (text, Effect::Kill),
         Some((place, "enospc")) => (place, Effect::DiskFull),
+        Some((place, "nan")) => (place, Effect::NotANumber),
         Some(_) => return None,
     };
     let (point, count) = place.rsplit_once(':')?;
@@ -81,6 +83,11 @@ pub fn io(name: &str) -> io::Result<()> {
         return Err(io::Error::from(io::ErrorKind::StorageFull));
     }
     Ok(())
+}
+
+/// A number, or NaN where a test wants it to be none.
+pub fn number(name: &str, value: f32) -> f32 {
+    if strikes(name, Effect::NotANumber) { f32::NAN } else { value }
 }
 
 /// Whether the planned fault happens at this passage.

@@ -6,6 +6,7 @@ pub mod command;
 pub mod config;
 pub mod data;
 pub mod durable;
+pub mod engine;
 pub mod fault;
 pub mod model;
 pub mod monitor;

@@ -9,6 +9,7 @@ mod linear_denoiser;
 mod noise;
 mod observer;
 mod run;
+mod state;
 
 use anyhow::Context as _;
 use candle_core::{Device, Tensor};
@@ -19,6 +20,7 @@ pub use clock::{Clock, Interval, Limits};
 use dropout::RunDropout;
 use gradients::{Gradients, check_loss};
 pub use linear_denoiser::LinearDenoiser;
+pub use held_out::StageErrors;
 use noise::Noise;
 use observer::Observer;
 pub use run::{Outcome, Setup, train};

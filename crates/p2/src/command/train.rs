@@ -1,23 +1,60 @@
 //! `p2 train`: resolves the configuration, then trains.
 
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
 use crate::cli::{ExitStatus, TrainArgs};
-use crate::config::resolve;
+use crate::config::{Run, resolve};
+use crate::engine;
 use crate::print::Printer;
+use crate::signal::Stop;
+use crate::train::{self, Clock, Limits, Setup};
 
 /// Trains, or with `--dry-run` prints what would be trained.
 pub(super) fn train(arguments: &TrainArgs, printer: &Printer) -> anyhow::Result<ExitStatus> {
+    let started = Instant::now();
     let run = resolve(&arguments.base(), &arguments.overrides())?;
     for warning in run.warnings() {
         printer.warn(warning);
     }
     if arguments.dry_run {
-        if arguments.json {
-            printer.json(run.config())?;
-        } else {
-            printer.data(run.to_toml()?.trim_end())?;
-        }
-        return Ok(ExitStatus::Done);
+        return plan(arguments, &run, printer);
     }
-    run.data_path()?;
-    anyhow::bail!("training is not wired yet")
+    let stop = Stop::install().context("cannot watch for Ctrl-C")?;
+    let limits = |clock: Clock| Limits {
+        max_images: arguments.max_images.map(|count| count.0),
+        max_step: arguments.max_steps.map(|n_steps| clock.step + n_steps),
+        deadline: arguments
+            .max_minutes
+            .and_then(|minutes| Duration::try_from_secs_f64(60.0 * minutes).ok())
+            .map(|time| started + time),
+        stop: stop.clone(),
+    };
+    let outcome = engine::with_threads(arguments.threads, |cpu| {
+        let setup = Setup { run, out: arguments.out(), start: arguments.start(), cpu };
+        train::train(setup, limits, printer)
+    })?;
+    if arguments.json {
+        printer.json(&outcome)?;
+    }
+    let (path, images_seen) = (outcome.run.display(), outcome.images_seen);
+    if outcome.finished {
+        printer.note(format_args!("finished: {path}, {images_seen} images"));
+    } else {
+        printer.note(format_args!(
+            "stopped at {images_seen} images; the same command continues {path}"
+        ));
+    }
+    Ok(stop.requested().map_or(ExitStatus::Done, ExitStatus::Stopped))
+}
+
+/// Prints the resolved configuration.
+fn plan(arguments: &TrainArgs, run: &Run, printer: &Printer) -> anyhow::Result<ExitStatus> {
+    if arguments.json {
+        printer.json(run.config())?;
+    } else {
+        printer.data(run.to_toml()?.trim_end())?;
+    }
+    Ok(ExitStatus::Done)
 }

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use p2_diffusion::{Objective, Stage};
+use serde::Serialize;
 
 use super::noise::normal_images;
 use super::values;
@@ -16,15 +17,18 @@ const MAX_IMAGES: usize = 512;
 const SEED: u64 = 0;
 
 /// Mean squared error on the noise, per stage.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct StageErrors {
-    pub(crate) clean_up: f64,
-    pub(crate) content: f64,
-    pub(crate) coarse: f64,
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StageErrors {
+    /// At levels with SNR over 1.
+    pub clean_up: f64,
+    /// At levels with SNR from 1e-2 to 1.
+    pub content: f64,
+    /// At levels with SNR under 1e-2.
+    pub coarse: f64,
 }
 
 impl StageErrors {
-    pub(crate) fn try_new(
+    pub(super) fn try_new(
         mut error: impl FnMut(Stage) -> anyhow::Result<f64>,
     ) -> anyhow::Result<Self> {
         Ok(Self {

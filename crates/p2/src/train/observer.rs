@@ -1,0 +1,279 @@
+//! Those who watch a run: records, curves, progress, held-out losses, pictures, checkpoints.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use p2_diffusion::{Objective, Stage};
+use serde_json::{Map, Value, json};
+
+use super::held_out::{self, StageErrors};
+use super::{Clock, Interval, LinearDenoiser, StepReport, Trainer};
+use crate::checkpoint::{self, Position, Retention};
+use crate::data::{Dataset, Split};
+use crate::model::Model;
+use crate::monitor::grid::{Images, Size};
+use crate::monitor::metrics::Metrics;
+use crate::monitor::progress::{Progress, Readings};
+use crate::monitor::tensorboard::{EventWriter, Scalar};
+use crate::print::Printer;
+use crate::run_dir::RunDir;
+use crate::sample::{SampleOptions, draw};
+
+/// Watches a run.
+pub(crate) struct Observer<'a> {
+    pub(super) printer: &'a Printer,
+    pub(super) run_dir: &'a RunDir,
+    pub(super) dataset: Arc<Dataset>,
+    /// A second network that holds the averaged weights when they are looked at.
+    pub(super) averaged: Model,
+    /// What images, held-out losses and their mark are computed with, unweighted.
+    pub(super) objective: Objective,
+    pub(super) linear: LinearDenoiser,
+    pub(super) metrics: Metrics,
+    pub(super) events: EventWriter,
+    pub(super) progress: Progress,
+    pub(super) interval: Means,
+    pub(super) n_skipped: usize,
+    /// Seconds that the last pictures, held-out loss and checkpoint took.
+    pub(super) finishing_secs: [f64; 3],
+    pub(super) held_out: Option<StageErrors>,
+    /// Where the newest checkpoint stands.
+    pub(super) saved_at: Option<u64>,
+}
+
+/// Sums over the images of an interval.
+#[derive(Debug)]
+pub(super) struct Means {
+    since: Instant,
+    n_images: u64,
+    n_steps: u64,
+    weighted: f64,
+    vb: f64,
+    grad_norm: f64,
+    /// Per stage, in the order of [`Stage::ALL`]: images and their unweighted errors.
+    stages: [(u64, f64); 3],
+}
+
+impl Means {
+    pub(super) fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            n_images: 0,
+            n_steps: 0,
+            weighted: 0.0,
+            vb: 0.0,
+            grad_norm: 0.0,
+            stages: [(0, 0.0); 3],
+        }
+    }
+
+    fn add(&mut self, report: &StepReport, stage_of: impl Fn(u32) -> usize) {
+        self.n_images += report.t.len() as u64;
+        self.n_steps += 1;
+        let sum = |values: &[f32]| values.iter().copied().map(f64::from).sum::<f64>();
+        self.weighted += sum(&report.weighted);
+        self.vb += report.vb.as_deref().map_or(0.0, sum);
+        self.grad_norm += report.grad_norm;
+        for (&t, &mse_eps) in report.t.iter().zip(&report.mse_eps) {
+            let (n_images, error) = &mut self.stages[stage_of(t)];
+            *n_images += 1;
+            *error += f64::from(mse_eps);
+        }
+    }
+
+    fn stage(&self, stage: usize) -> Option<f64> {
+        let (n_images, error) = self.stages[stage];
+        (n_images > 0).then(|| error / n_images as f64)
+    }
+
+    fn readings(&self) -> Readings {
+        Readings {
+            weighted: self.weighted / self.n_images as f64,
+            clean_up: self.stage(0),
+            content: self.stage(1),
+            coarse: self.stage(2),
+        }
+    }
+
+    /// The record of the interval. Weighted and unweighted losses have different names.
+    fn record(&self, report: &StepReport) -> Map<String, Value> {
+        let n_images = self.n_images as f64;
+        let mse_eps = self.stages.iter().map(|(_, error)| error).sum::<f64>() / n_images;
+        let mut record = Map::new();
+        let mut put = |name: &str, value: f64| record.insert(name.to_owned(), json!(value));
+        put("loss/weighted", self.weighted / n_images);
+        put("loss/mse_eps", mse_eps);
+        for (stage, name) in STAGE_NAMES.iter().enumerate() {
+            if let Some(error) = self.stage(stage) {
+                put(&format!("loss/mse_eps_{name}"), error);
+            }
+        }
+        if report.vb.is_some() {
+            put("loss/vb", self.vb / n_images);
+        }
+        put("optim/grad_norm", self.grad_norm / self.n_steps as f64);
+        put("optim/lr", report.lr);
+        put("speed/images_per_second", n_images / self.since.elapsed().as_secs_f64());
+        record
+    }
+}
+
+/// In the order of [`Stage::ALL`].
+const STAGE_NAMES: [&str; 3] = ["clean_up", "content", "coarse"];
+
+impl Observer<'_> {
+    /// Seconds to keep free for finishing before a deadline.
+    pub(super) fn finishing_secs(&self) -> f64 {
+        self.finishing_secs.iter().sum()
+    }
+
+    /// Notes a step, and does what has come due.
+    pub(super) fn after_step(&mut self, trainer: &Trainer, report: &StepReport) -> anyhow::Result<()> {
+        let train = &trainer.run.train;
+        let clock = trainer.clock;
+        let schedule = trainer.model.schedule();
+        self.interval.add(report, |t| {
+            let stages = Stage::ALL.iter().position(|stage| stage.timesteps(schedule).contains(&t));
+            stages.unwrap_or(0)
+        });
+        self.progress.advance(clock.images_seen);
+        self.tell_skipped();
+        if clock.passed(Interval(train.log_every.0)) {
+            self.log(clock, report)?;
+        }
+        if clock.passed(Interval(train.held_out_every.0)) {
+            self.evaluate(trainer)?;
+        }
+        if clock.passed(Interval(train.sample_every.0)) {
+            self.draw_grid(trainer)?;
+        }
+        if clock.passed(Interval(train.checkpoint_every.0)) {
+            self.save(trainer)?;
+        }
+        Ok(())
+    }
+
+    /// Names files that turned out to be unusable since the last time.
+    pub(super) fn tell_skipped(&mut self) {
+        let skipped = self.dataset.skipped();
+        for file in &skipped[self.n_skipped.min(skipped.len())..] {
+            self.printer.warn(format_args!("skipped {}: {}", file.file, file.reason));
+        }
+        self.n_skipped = skipped.len();
+    }
+
+    fn log(&mut self, clock: Clock, report: &StepReport) -> anyhow::Result<()> {
+        let record = self.interval.record(report);
+        self.progress.report(clock.images_seen, self.interval.readings());
+        self.interval = Means::new();
+        self.write(clock, record)
+    }
+
+    /// Writes numbers to both the records and the curves.
+    fn write(&mut self, clock: Clock, numbers: Map<String, Value>) -> anyhow::Result<()> {
+        let scalars: Vec<Scalar> = numbers
+            .iter()
+            .filter_map(|(tag, value)| {
+                Some(Scalar { tag: tag.clone(), value: value.as_f64()? as f32 })
+            })
+            .collect();
+        self.events.append(clock.images_seen, &scalars)?;
+        let mut record = Map::new();
+        record.insert("images_seen".to_owned(), json!(clock.images_seen));
+        record.insert("step".to_owned(), json!(clock.step));
+        record.extend(numbers);
+        self.metrics.append(&record)
+    }
+
+    /// Held-out losses of the averaged weights, beside the best linear denoiser of single pixels.
+    pub(super) fn evaluate(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
+        if self.dataset.n_images(Split::HeldOut) == 0 {
+            return Ok(());
+        }
+        let started = Instant::now();
+        self.average(trainer)?;
+        let batch_size = trainer.run.train.micro_batch_size;
+        let errors =
+            held_out::evaluate(&self.averaged, &self.objective, &self.dataset, batch_size)?;
+        let schedule = self.averaged.schedule();
+        let linear = StageErrors::try_new(|stage| Ok(self.linear.mse_eps(schedule, stage)))?;
+        self.printer.note(format_args!(
+            "held-out error on the noise at {} images (best linear denoiser of single pixels): \
+             clean-up {:.4} ({:.4}), content {:.4} ({:.4}), coarse {:.5} ({:.5})",
+            trainer.clock.images_seen,
+            errors.clean_up,
+            linear.clean_up,
+            errors.content,
+            linear.content,
+            errors.coarse,
+            linear.coarse,
+        ));
+        let mut record = Map::new();
+        for (group, errors) in [("held_out", errors), ("linear_denoiser", linear)] {
+            for (name, value) in STAGE_NAMES.iter().zip([errors.clean_up, errors.content, errors.coarse])
+            {
+                record.insert(format!("{group}/mse_eps_{name}"), json!(value));
+            }
+        }
+        self.held_out = Some(errors);
+        self.finishing_secs[0] = started.elapsed().as_secs_f64();
+        self.write(trainer.clock, record)
+    }
+
+    /// Draws the same noise as always with the averaged weights.
+    pub(super) fn draw_grid(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
+        let started = Instant::now();
+        self.average(trainer)?;
+        let sample = &trainer.run.sample;
+        let options = SampleOptions {
+            sampler: sample.sampler,
+            n_steps: sample.n_steps,
+            eta: sample.eta,
+            seed: sample.seed,
+            class: None,
+        };
+        let mut pixels = Vec::new();
+        let (n, batch_size) = (sample.n_images as u64, trainer.run.train.micro_batch_size as u64);
+        for first in (0..n).step_by(batch_size as usize) {
+            let images = first..(first + batch_size).min(n);
+            let drawn = draw(&self.averaged, images, &options, || Ok(()))?;
+            pixels.extend(drawn.flatten_all()?.to_vec1::<f32>()?);
+        }
+        let size = self.averaged.image_size();
+        let name = format!("images-{:010}.png", trainer.clock.images_seen);
+        let path = self.run_dir.samples().join(name);
+        Images::new(Size { height: size, width: size }, &pixels)?.save_grid(&path)?;
+        self.printer.note(format_args!("samples: {}", path.display()));
+        self.finishing_secs[1] = started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Copies the averaged weights into the network that is looked at.
+    fn average(&self, trainer: &Trainer) -> anyhow::Result<()> {
+        for (param, state) in self.averaged.params().iter().zip(trainer.optimizer.states()) {
+            param.set_values(&state.ema)?;
+        }
+        Ok(())
+    }
+
+    /// Saves a checkpoint.
+    pub(super) fn save(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
+        let started = Instant::now();
+        self.metrics.sync()?;
+        let Clock { images_seen, step, .. } = trainer.clock;
+        let train = &trainer.run.train;
+        let retention = Retention { keep_last: train.keep_last, keep_every: train.keep_every.0 };
+        let path = checkpoint::save(
+            &self.run_dir.checkpoints(),
+            Position { images_seen, step },
+            &trainer.tensor_files()?,
+            retention,
+        )
+        .context("cannot save a checkpoint")?;
+        self.printer.detail(format_args!("checkpoint: {}", path.display()));
+        self.saved_at = Some(images_seen);
+        self.finishing_secs[2] = started.elapsed().as_secs_f64();
+        Ok(())
+    }
+}

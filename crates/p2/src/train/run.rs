@@ -1,0 +1,249 @@
+//! A run from its folder to its end: begin or continue, train, finish.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use p2_nn::{AdamW, Cpu};
+use serde::Serialize;
+
+use super::held_out::StageErrors;
+use super::observer::{Means, Observer};
+use super::{Clock, Limits, LinearDenoiser, Trainer};
+use crate::checkpoint::{self, Found};
+use crate::cli::Start;
+use crate::config::{Change, Run, changes};
+use crate::data::{Dataset, Loader, LoaderOptions, Split};
+use crate::model::Model;
+use crate::monitor::metrics::Metrics;
+use crate::monitor::progress::{Course, Progress};
+use crate::monitor::tensorboard::EventWriter;
+use crate::print::Printer;
+use crate::problem::Problem;
+use crate::run_dir::{Before, Manifest, RunDir, StartRecord};
+
+/// What is trained, where, and on what.
+#[derive(Debug)]
+pub struct Setup {
+    /// The configuration.
+    pub run: Run,
+    /// The folder of the run.
+    pub out: PathBuf,
+    /// Whether the run is begun or continued.
+    pub start: Start,
+    /// Instructions and threads.
+    pub cpu: Cpu,
+}
+
+/// How a process ended.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    /// The folder of the run.
+    pub run: PathBuf,
+    /// Images that the run has seen.
+    pub images_seen: u64,
+    /// Its optimizer steps.
+    pub step: u64,
+    /// Whether all its images have been seen.
+    pub finished: bool,
+    /// The last held-out error on the noise, per stage.
+    pub held_out_mse_eps: Option<StageErrors>,
+}
+
+/// Trains a run, or goes on with it, until it is finished or a limit is reached.
+///
+/// # Errors
+/// If the images, the folder or a checkpoint cannot be used, or the loss is not finite.
+pub fn train(
+    setup: Setup,
+    limits: impl FnOnce(Clock) -> Limits,
+    printer: &Printer,
+) -> anyhow::Result<Outcome> {
+    let run = setup.run;
+    run.data_path()?;
+    let dataset = Arc::new(open_dataset(&run, printer)?);
+    let (run_dir, before) = RunDir::open(&setup.out, setup.start)?;
+    let (changed, is_new) = match before {
+        Before::Nothing => (Vec::new(), true),
+        Before::Run(old) => (changes(&old, &run)?.into_allowed()?, false),
+    };
+    check_manifest(&run_dir, &dataset, is_new)?;
+    let found = find_checkpoint(&run_dir, printer)?;
+    let clock = found.as_ref().map_or(Clock::at(0, 0), |found| {
+        Clock::at(found.state.position.images_seen, found.state.position.step)
+    });
+    record_start(&run_dir, &run, &dataset, clock, changed, is_new)?;
+    tell_start(&run_dir, &run, clock, is_new, printer);
+    let mut trainer = Trainer::new(run, &dataset, clock, setup.cpu)?;
+    if let Some(found) = &found {
+        trainer.restore(found).with_context(|| format!("cannot continue {}", found.path.display()))?;
+    }
+    let limits = limits(clock);
+    let mut observer = Observer::new(&trainer, &run_dir, &dataset, setup.cpu, &limits, printer)?;
+    observer.tell_skipped();
+    trainer.run(&mut observer, &limits)?;
+    finish(&trainer, &mut observer, &limits)?;
+    let Clock { images_seen, step, .. } = trainer.clock;
+    Ok(Outcome {
+        run: run_dir.path().to_owned(),
+        images_seen,
+        step,
+        finished: trainer.is_finished(),
+        held_out_mse_eps: observer.held_out,
+    })
+}
+
+/// Opens the images and says what they are.
+fn open_dataset(run: &Run, printer: &Printer) -> anyhow::Result<Dataset> {
+    let dataset = Dataset::open(&run.data)?;
+    dataset.check_batch_size(run.train.batch_size)?;
+    let n_classes = run.model.n_classes;
+    if n_classes > 0 && dataset.class_names().len() > n_classes {
+        let message = format!(
+            "{} has {} classes, the model only {n_classes}",
+            run.data.path,
+            dataset.class_names().len()
+        );
+        return Err(Problem::new(message).hint("raise model.n_classes").into());
+    }
+    printer.note(format_args!(
+        "{}: {} images to train on, {} held out, {} files skipped",
+        run.data.path,
+        dataset.n_images(Split::Training),
+        dataset.n_images(Split::HeldOut),
+        dataset.skipped().len(),
+    ));
+    Ok(dataset)
+}
+
+/// A run is only continued with the images it was begun with.
+fn check_manifest(run_dir: &RunDir, dataset: &Dataset, is_new: bool) -> anyhow::Result<()> {
+    if is_new {
+        return Ok(());
+    }
+    let begun_with = run_dir.read_manifest()?.data_fingerprint;
+    if begun_with == dataset.fingerprint() {
+        return Ok(());
+    }
+    let message = format!("the images are not those that {} was begun with", run_dir.path().display());
+    Err(Problem::new(message)
+        .because("the same place in the run would mean another image")
+        .hint("restore the images, or begin another run with --out DIR")
+        .into())
+}
+
+fn find_checkpoint(run_dir: &RunDir, printer: &Printer) -> anyhow::Result<Option<Found>> {
+    checkpoint::clean(&run_dir.checkpoints())?;
+    let found = checkpoint::newest(&run_dir.checkpoints())?;
+    for skipped in found.iter().flat_map(|found| &found.skipped) {
+        let path = skipped.path.display();
+        printer.warn(format_args!("{path} is damaged and left alone: {}", skipped.reason));
+    }
+    Ok(found)
+}
+
+/// Writes configuration and manifest of the run.
+fn record_start(
+    run_dir: &RunDir,
+    run: &Run,
+    dataset: &Dataset,
+    clock: Clock,
+    changed: Vec<Change>,
+    is_new: bool,
+) -> anyhow::Result<()> {
+    let mut manifest = if is_new {
+        Manifest::new(run.train.seed, dataset.fingerprint().to_owned())
+    } else {
+        run_dir.read_manifest()?
+    };
+    manifest.starts.push(StartRecord::now(clock.images_seen, changed));
+    run_dir.write_manifest(&manifest)?;
+    run_dir.write_config(run)
+}
+
+fn tell_start(run_dir: &RunDir, run: &Run, clock: Clock, is_new: bool, printer: &Printer) {
+    let (path, total) = (run_dir.path().display(), run.train.total_images);
+    if is_new {
+        printer.note(format_args!("new run in {path}, of {total} images"));
+    } else {
+        let seen = clock.images_seen;
+        printer.note(format_args!("continuing {path} at {seen} of {total} images"));
+    }
+}
+
+/// Leaves the run as it can be looked at and continued. After a signal only the latter.
+fn finish(trainer: &Trainer, observer: &mut Observer<'_>, limits: &Limits) -> anyhow::Result<()> {
+    if observer.saved_at != Some(trainer.clock.images_seen) {
+        observer.save(trainer)?;
+    }
+    let train = &trainer.run.train;
+    if limits.stop.requested().is_none() {
+        let passed = |count: crate::config::Count| trainer.clock.passed(super::Interval(count.0));
+        if train.held_out_every.0 > 0 && !passed(train.held_out_every) {
+            observer.evaluate(trainer)?;
+        }
+        if train.sample_every.0 > 0 && !passed(train.sample_every) {
+            observer.draw_grid(trainer)?;
+        }
+    }
+    Ok(())
+}
+
+impl Trainer {
+    fn new(run: Run, dataset: &Arc<Dataset>, clock: Clock, cpu: Cpu) -> anyhow::Result<Self> {
+        let model = Model::new(&run, cpu)?;
+        let n_workers = NonZeroUsize::new(cpu.threads.count()).unwrap_or(NonZeroUsize::MIN);
+        let options = LoaderOptions {
+            seed: run.train.seed,
+            first_image_idx: clock.images_seen,
+            batch_size: NonZeroUsize::new(run.train.batch_size).unwrap_or(NonZeroUsize::MIN),
+            total_images: run.train.total_images.0,
+            n_workers,
+        };
+        Ok(Self {
+            objective: model.objective(&run)?,
+            optimizer: AdamW::new(model.params(), cpu)?,
+            loader: Loader::new(dataset, &options)?,
+            model,
+            run,
+            clock,
+        })
+    }
+
+    fn is_finished(&self) -> bool {
+        self.clock.images_seen >= self.run.train.total_images.0
+    }
+}
+
+impl<'a> Observer<'a> {
+    fn new(
+        trainer: &Trainer,
+        run_dir: &'a RunDir,
+        dataset: &Arc<Dataset>,
+        cpu: Cpu,
+        limits: &Limits,
+        printer: &'a Printer,
+    ) -> anyhow::Result<Self> {
+        let averaged = Model::zeros(&trainer.run, cpu)?;
+        let from = trainer.clock.images_seen;
+        let total = trainer.run.train.total_images.0;
+        let to = limits.max_images.map_or(total, |max| max.min(total));
+        Ok(Self {
+            printer,
+            run_dir,
+            dataset: Arc::clone(dataset),
+            objective: averaged.objective(&trainer.run)?,
+            averaged,
+            linear: LinearDenoiser::fit(dataset)?,
+            metrics: Metrics::open(&run_dir.metrics(), from)?,
+            events: EventWriter::create(&run_dir.tensorboard(), from)?,
+            progress: Progress::new(printer, Course { from, to }),
+            interval: Means::new(),
+            n_skipped: 0,
+            finishing_secs: [0.0; 3],
+            held_out: None,
+            saved_at: None,
+        })
+    }
+}
