@@ -1,6 +1,8 @@
 //! The commands: one file each, named like the command.
 
+mod info;
 mod presets;
+mod sample;
 mod train;
 
 use crate::cli::{Command, ExitStatus};
@@ -14,7 +16,7 @@ pub fn run(command: Command, printer: &Printer) -> anyhow::Result<ExitStatus> {
     match command {
         Command::Train(arguments) => train::train(&arguments, printer),
         Command::Presets(arguments) => presets::presets(&arguments, printer),
-        Command::Sample(_) => anyhow::bail!("sampling is not wired yet"),
-        Command::Info(_) => anyhow::bail!("info is not wired yet"),
+        Command::Sample(arguments) => sample::sample(&arguments, printer),
+        Command::Info(arguments) => info::info(&arguments, printer),
     }
 }

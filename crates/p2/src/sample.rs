@@ -1,11 +1,13 @@
 //! Draws images from a model. Image i of a seed has the same bits in any batch, with any threads.
 
 use std::ops::Range;
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions, ancestral, ddim};
 use p2_diffusion::Levels;
 
+use crate::checkpoint::{self, NamedTensor};
 use crate::config::section::Sampler;
 use crate::model::Model;
 use crate::rng::{Draws, Stream};
@@ -71,4 +73,15 @@ pub fn draw(
 fn label(model: &Model, options: &SampleOptions, image: u64) -> u32 {
     let n_classes = model.n_classes().max(1) as u64;
     options.class.unwrap_or((image % n_classes) as u32)
+}
+
+/// Saves unrounded pixels, `[N, H, W, 3]` in `[-1, 1]`, as the tensor `images` of a safetensors
+/// file.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn raw_file(path: &Path, size: usize, pixels: &[f32]) -> anyhow::Result<()> {
+    let shape = vec![pixels.len() / (size * size * 3), size, size, 3];
+    let tensor = NamedTensor { name: "images".into(), shape, values: pixels.into() };
+    checkpoint::write_tensors(path, vec![tensor])
 }

@@ -96,6 +96,16 @@ fn write_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes one file of tensors, outside of any checkpoint.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_tensors(path: &Path, tensors: Vec<NamedTensor<'_>>) -> anyhow::Result<()> {
+    let name = path.display().to_string();
+    let bytes = serialize(&TensorFile { name, metadata: None, tensors })?;
+    durable::write(path, &bytes)
+}
+
 /// The same tensors give the same bytes: safetensors sorts them by name.
 fn serialize(file: &TensorFile<'_>) -> anyhow::Result<Vec<u8>> {
     for tensor in &file.tensors {

@@ -1,0 +1,121 @@
+//! `p2 sample`: draws images from a model into a folder.
+
+use std::ops::Range;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use crate::cli::{ExitStatus, SampleArgs};
+use crate::config::RunConfig;
+use crate::config::section::Sampler;
+use crate::durable;
+use crate::engine;
+use crate::model::Model;
+use crate::model::file::load;
+use crate::monitor::grid::{Images, Size};
+use crate::print::Printer;
+use crate::problem::Problem;
+use crate::sample::{SampleOptions, draw, raw_file};
+
+/// Images computed at once, if the user does not say.
+const BATCH_SIZE: u64 = 16;
+
+/// Images in the grid beside the single files, at most.
+const GRID_IMAGES: u64 = 64;
+
+/// Draws images and saves them as `000000.png` and so on, and the first of them as `grid.png`.
+pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Result<ExitStatus> {
+    engine::with_threads(arguments.threads, |cpu| {
+        let loaded = load(&arguments.model, cpu)?;
+        let options = options(arguments, &loaded.run)?;
+        printer.note(format_args!("sampling from {}", loaded.path.display()));
+        durable::make_folder(&arguments.out)?;
+        let started = Instant::now();
+        let n_images = arguments.n_images.get() as u64;
+        let pixels = draw_all(arguments, &loaded.model, &options, n_images, printer)?;
+        let size = loaded.model.image_size();
+        let n_pixels = size * size * 3;
+        let grid = &pixels[..n_pixels * n_images.min(GRID_IMAGES) as usize];
+        images(grid, size)?.save_grid(&arguments.out.join("grid.png"))?;
+        if let Some(raw) = &arguments.raw {
+            raw_file(raw, size, &pixels)?;
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        if arguments.json {
+            printer.json(&json!({
+                "out": arguments.out,
+                "n_images": n_images,
+                "seconds": seconds,
+                "nfe": options.n_steps,
+            }))?;
+        }
+        let folder = arguments.out.display();
+        printer.note(format_args!("{n_images} images in {folder}, {seconds:.1} s"));
+        Ok(ExitStatus::Done)
+    })
+}
+
+/// Draws batch by batch, saves each image at once, and returns the unrounded pixels.
+fn draw_all(
+    arguments: &SampleArgs,
+    model: &Model,
+    options: &SampleOptions,
+    n_images: u64,
+    printer: &Printer,
+) -> anyhow::Result<Vec<f32>> {
+    let batch_size = arguments.batch_size.map_or(BATCH_SIZE, |n| n.get() as u64);
+    let mut all = Vec::new();
+    for first in (0..n_images).step_by(batch_size as usize) {
+        let batch: Range<u64> = first..(first + batch_size).min(n_images);
+        let pixels = draw(model, batch.clone(), options, || Ok(()))?;
+        let pixels = pixels.flatten_all()?.to_vec1::<f32>().context("cannot read samples")?;
+        save_each(&arguments.out, first, &images(&pixels, model.image_size())?)?;
+        all.extend(pixels);
+        printer.detail(format_args!("{} of {n_images} images", batch.end));
+    }
+    Ok(all)
+}
+
+fn save_each(folder: &Path, first: u64, images: &Images<'_>) -> anyhow::Result<()> {
+    for i in 0..images.n_images() {
+        images.save_one(i, &folder.join(format!("{:06}.png", first + i as u64)))?;
+    }
+    Ok(())
+}
+
+fn images(pixels: &[f32], size: usize) -> anyhow::Result<Images<'_>> {
+    Images::new(Size { height: size, width: size }, pixels)
+}
+
+/// What the user asks for, and for the rest what the model was trained to show.
+fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, Problem> {
+    let options = SampleOptions {
+        sampler: arguments.sampler.unwrap_or(config.sample.sampler),
+        n_steps: arguments.steps.map_or(config.sample.n_steps, std::num::NonZero::get),
+        eta: arguments.eta.unwrap_or(config.sample.eta),
+        seed: arguments.seed,
+        class: arguments.class,
+    };
+    let n_timesteps = config.diffusion.n_timesteps;
+    if options.n_steps > n_timesteps {
+        let message = format!("{} steps, but the model knows {n_timesteps} noise levels", options.n_steps);
+        return Err(Problem::new(message).hint(format!("use --steps from 1 to {n_timesteps}")));
+    }
+    if options.sampler == Sampler::Ancestral && arguments.eta.is_some() {
+        return Err(Problem::new("ancestral sampling has no eta")
+            .hint("leave --eta away, or use --sampler ddim"));
+    }
+    let n_classes = config.model.n_classes;
+    match options.class {
+        Some(_) if n_classes == 0 => {
+            Err(Problem::new("the model knows no classes").hint("leave --class away"))
+        }
+        Some(class) if class as usize >= n_classes => {
+            Err(Problem::new(format!("class {class} of a model with {n_classes} classes"))
+                .hint(format!("use --class from 0 to {}", n_classes - 1)))
+        }
+        _ => Ok(options),
+    }
+}
