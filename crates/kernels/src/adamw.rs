@@ -47,7 +47,12 @@ impl AdamW {
     /// Updates `state` by the gradient `grad`.
     pub fn step(&self, grad: &[f32], state: State<'_>, cpu: Cpu) {
         let n = grad.len();
-        let State { param, exp_avg, exp_avg_sq, ema } = state;
+        let State {
+            param,
+            exp_avg,
+            exp_avg_sq,
+            ema,
+        } = state;
         let lengths = [param.len(), exp_avg.len(), exp_avg_sq.len(), ema.len()];
         assert_eq!(lengths, [n; 4]);
         let correction1 = 1.0 - self.beta1.powf(self.step as f64);

@@ -83,7 +83,13 @@ impl Attention {
             let mut out = vec![0.0; QUERIES.min(t) * d];
             for first in (0..t).step_by(QUERIES) {
                 let n_queries = QUERIES.min(t - first);
-                self.probabilities(&head, &keys, first, &mut probabilities[..n_queries * t], cpu.isa);
+                self.probabilities(
+                    &head,
+                    &keys,
+                    first,
+                    &mut probabilities[..n_queries * t],
+                    cpu.isa,
+                );
                 let rows = |i: usize| &probabilities[i * t..][..t];
                 multiply(rows, n_queries, &values, Start::Zero, &mut out, cpu.isa);
                 for i in 0..n_queries {
@@ -126,8 +132,11 @@ impl Attention {
     /// The gradients with respect to the queries, keys and values of one head, `[T, D]` each.
     fn head_backward(&self, head: &Head<'_>, d_y: &Head<'_>, isa: Isa) -> [Vec<f32>; 3] {
         let (t, d) = (self.n_positions, self.head_channels);
-        let (keys, key_rows, values) =
-            (head.pack_columns(1), head.pack_rows(1), head.pack_columns(2));
+        let (keys, key_rows, values) = (
+            head.pack_columns(1),
+            head.pack_rows(1),
+            head.pack_columns(2),
+        );
         let [mut d_q, mut d_k, mut d_v] = [(); 3].map(|()| vec![0.0; t * d]);
         let mut probabilities = vec![0.0; QUERIES.min(t) * t];
         let mut d_scores = vec![0.0; QUERIES.min(t) * t];
@@ -138,17 +147,35 @@ impl Attention {
             let p = &mut probabilities[..n_queries * t];
             self.probabilities(head, &keys, first, p, isa);
             let d_s = &mut d_scores[..n_queries * t];
-            multiply(|i| d_y.row(0, first + i), n_queries, &values, Start::Zero, d_s, isa);
+            multiply(
+                |i| d_y.row(0, first + i),
+                n_queries,
+                &values,
+                Start::Zero,
+                d_s,
+                isa,
+            );
             self.softmax_backward(p, d_s, isa);
             let rows = |i: usize| &d_s[i * t..][..t];
-            multiply(rows, n_queries, &key_rows, Start::Zero, &mut d_q[first * d..], isa);
+            multiply(
+                rows,
+                n_queries,
+                &key_rows,
+                Start::Zero,
+                &mut d_q[first * d..],
+                isa,
+            );
             for i in 0..n_queries {
                 q_rows[i * width..][..d].copy_from_slice(head.row(0, first + i));
                 d_y_rows[i * width..][..d].copy_from_slice(d_y.row(0, first + i));
             }
             for (a, b, out) in [(&*d_s, &q_rows, &mut d_k), (&*p, &d_y_rows, &mut d_v)] {
                 let sums = OuterProducts {
-                    runs: &[Run { a: a.as_ptr(), b: b.as_ptr(), len: n_queries }],
+                    runs: &[Run {
+                        a: a.as_ptr(),
+                        b: b.as_ptr(),
+                        len: n_queries,
+                    }],
                     a_stride: t,
                     b_stride: width,
                     out,
@@ -174,12 +201,24 @@ impl Attention {
     ) {
         let t = self.n_positions;
         let scale = self.scale();
-        multiply(|i| head.row(0, first + i), out.len() / t, keys, Start::Zero, out, isa);
+        multiply(
+            |i| head.row(0, first + i),
+            out.len() / t,
+            keys,
+            Start::Zero,
+            out,
+            isa,
+        );
         isa.vectorize(
             #[inline(always)]
             || {
                 for row in out.chunks_exact_mut(t) {
-                    let max = reduce(row, row, f32::NEG_INFINITY, |max, s, _| if s > max { s } else { max });
+                    let max = reduce(
+                        row,
+                        row,
+                        f32::NEG_INFINITY,
+                        |max, s, _| if s > max { s } else { max },
+                    );
                     for s in row.iter_mut() {
                         *s = exp((*s - max) * scale);
                     }
@@ -220,7 +259,13 @@ impl Attention {
         };
         let stride = 3 * c;
         let qkv = &qkv[image * self.n_positions * stride..];
-        Head { qkv, stride, offsets, n_positions: self.n_positions, d }
+        Head {
+            qkv,
+            stride,
+            offsets,
+            n_positions: self.n_positions,
+            d,
+        }
     }
 
     fn check(&self, qkv_len: usize, y_len: usize) {
@@ -261,7 +306,8 @@ fn multiply<'a>(
 ) {
     for first in (0..n_rows).step_by(ROWS) {
         let live = ROWS.min(n_rows - first);
-        let a: [*const f32; ROWS] = std::array::from_fn(|r| row(first + r.min(live - 1))[..b.k].as_ptr());
+        let a: [*const f32; ROWS] =
+            std::array::from_fn(|r| row(first + r.min(live - 1))[..b.k].as_ptr());
         let block = RowsTimesPacked {
             a: &a,
             k: b.k,

@@ -41,7 +41,16 @@ const C_IN_TILE: usize = 4 * ROWS;
 impl Conv2d {
     /// A linear layer over `n` rows.
     pub fn linear(n: usize, c_in: usize, c_out: usize) -> Self {
-        Self { n, h: 1, w: 1, c_in, c_out, kernel: 1, stride: 1, padding: 0 }
+        Self {
+            n,
+            h: 1,
+            w: 1,
+            c_in,
+            c_out,
+            kernel: 1,
+            stride: 1,
+            padding: 0,
+        }
     }
 
     /// Output rows.
@@ -75,7 +84,10 @@ impl Conv2d {
     /// If a slice has another length than its size says; likewise all kernels below.
     pub fn forward(&self, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32], cpu: Cpu) {
         assert_eq!(bias.len(), self.c_out);
-        assert_eq!((x.len(), weight.len(), y.len()), (self.x_len(), self.weight_len(), self.y_len()));
+        assert_eq!(
+            (x.len(), weight.len(), y.len()),
+            (self.x_len(), self.weight_len(), self.y_len())
+        );
         let k = self.kernel * self.kernel * self.c_in;
         let packed = Packed::from_rows(weight, k, self.c_out, self.c_out);
         let gather = Gather {
@@ -101,8 +113,16 @@ impl Conv2d {
         // filter turned by 180 degrees and its channels exchanged.
         let n_taps = self.kernel * self.kernel;
         let mut packed = Packed::zeros(n_taps * self.c_out, self.c_in);
-        for (tap, slice) in weight.chunks_exact((self.c_in * self.c_out).max(1)).enumerate() {
-            packed.set_columns((n_taps - 1 - tap) * self.c_out, self.c_out, slice, self.c_out);
+        for (tap, slice) in weight
+            .chunks_exact((self.c_in * self.c_out).max(1))
+            .enumerate()
+        {
+            packed.set_columns(
+                (n_taps - 1 - tap) * self.c_out,
+                self.c_out,
+                slice,
+                self.c_out,
+            );
         }
         let gather = Gather {
             n: self.n,
@@ -139,13 +159,15 @@ impl Conv2d {
         cpu.threads.for_each(n_groups * n_c_tiles, |tile| {
             let (group, c) = (tile / n_c_tiles, tile % n_c_tiles * C_IN_TILE);
             let n_c = C_IN_TILE.min(self.c_in - c);
-            let rows = (group * rows_per_group).min(n_rows)..((group + 1) * rows_per_group).min(n_rows);
+            let rows =
+                (group * rows_per_group).min(n_rows)..((group + 1) * rows_per_group).min(n_rows);
             let rows_per_chunk = (CHUNK / self.out_w().max(1)).max(1);
             for first in rows.clone().step_by(rows_per_chunk) {
                 let chunk = first..(first + rows_per_chunk).min(rows.end);
                 for tap in 0..self.kernel * self.kernel {
                     let runs = self.runs(&x[c..], d_y, d_y_stride, tap, chunk.clone());
-                    let start = ((group * self.kernel * self.kernel + tap) * self.c_in + c) * self.c_out;
+                    let start =
+                        ((group * self.kernel * self.kernel + tap) * self.c_in + c) * self.c_out;
                     // SAFETY: (group, tap, channels) of different tiles are disjoint, and so are
                     // the taps of one tile.
                     let out = unsafe { shared.tile(start, n_c * self.c_out) };
@@ -220,7 +242,9 @@ impl Conv2d {
         let mut runs = Vec::with_capacity(rows.len());
         for row in rows {
             let (image, oy) = (row / out_h, row % out_h);
-            let Some(iy) = (oy * self.stride + ky).checked_sub(self.padding) else { continue };
+            let Some(iy) = (oy * self.stride + ky).checked_sub(self.padding) else {
+                continue;
+            };
             if iy >= self.h || first >= end {
                 continue;
             }
@@ -278,13 +302,23 @@ impl Gather {
     }
 
     /// Fills `a` (`[n_taps, ROWS]`) with the inputs of the output positions from `first` on.
-    fn pointers(&self, x: &[f32], zeros: &[f32], first: usize, n_rows: usize, a: &mut [*const f32]) {
+    fn pointers(
+        &self,
+        x: &[f32],
+        zeros: &[f32],
+        first: usize,
+        n_rows: usize,
+        a: &mut [*const f32],
+    ) {
         let [image_h, image_w] = self.image;
         let [out_h, out_w] = self.out;
         for r in 0..n_rows {
             let position = first + r;
-            let (image, oy, ox) =
-                (position / (out_h * out_w), position / out_w % out_h, position % out_w);
+            let (image, oy, ox) = (
+                position / (out_h * out_w),
+                position / out_w % out_h,
+                position % out_w,
+            );
             let y0 = (oy * self.stride) as isize - self.padding;
             let x0 = (ox * self.stride) as isize - self.padding;
             for ky in 0..self.kernel {

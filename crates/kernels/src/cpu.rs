@@ -18,7 +18,10 @@ pub struct Cpu {
 impl Cpu {
     /// The best instruction set of this machine with `threads`.
     pub fn best(threads: Threads) -> Self {
-        Self { isa: Isa::best(), threads }
+        Self {
+            isa: Isa::best(),
+            threads,
+        }
     }
 }
 
@@ -167,16 +170,27 @@ unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
     pub(crate) fn new(data: &'a mut [f32]) -> Self {
-        Self { data: data.as_mut_ptr(), len: data.len(), lifetime: std::marker::PhantomData }
+        Self {
+            data: data.as_mut_ptr(),
+            len: data.len(),
+            lifetime: std::marker::PhantomData,
+        }
     }
 
     /// The elements `start .. start + len`.
     ///
     /// # Safety
     /// While the slice lives no other one may overlap it.
-    #[expect(clippy::mut_from_ref, reason = "the caller promises that tiles are disjoint")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the caller promises that tiles are disjoint"
+    )]
     pub(crate) unsafe fn tile(&self, start: usize, len: usize) -> &mut [f32] {
-        assert!(start + len <= self.len, "tile {start}+{len} of {}", self.len);
+        assert!(
+            start + len <= self.len,
+            "tile {start}+{len} of {}",
+            self.len
+        );
         // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
@@ -194,7 +208,11 @@ mod tests {
                 Threads::new(n_threads).for_each(n_tiles, |tile| {
                     counts[tile].fetch_add(1, Ordering::Relaxed);
                 });
-                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+                assert!(
+                    counts
+                        .iter()
+                        .all(|count| count.load(Ordering::Relaxed) == 1)
+                );
             }
         }
     }

@@ -22,7 +22,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_6e-1;
     let p = p * r + 5.000_000_1e-1;
     let power_of_two = f32::from_bits(
-        shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127).wrapping_shl(23),
+        shifted
+            .to_bits()
+            .wrapping_sub(ROUND.to_bits())
+            .wrapping_add(127)
+            .wrapping_shl(23),
     );
     ((p * r * r + r) + 1.0) * power_of_two
 }
@@ -42,17 +46,38 @@ pub(crate) fn silu_slope(x: f32) -> f32 {
 
 /// `y = x sigmoid(x)`.
 pub fn silu(x: &[f32], y: &mut [f32], cpu: Cpu) {
-    map2(x, x, y, cpu, #[inline(always)] |x, _| x * sigmoid(x));
+    map2(
+        x,
+        x,
+        y,
+        cpu,
+        #[inline(always)]
+        |x, _| x * sigmoid(x),
+    );
 }
 
 /// `d_x`, given the gradient of `silu(x)`.
 pub fn silu_backward(x: &[f32], d_y: &[f32], d_x: &mut [f32], cpu: Cpu) {
-    map2(x, d_y, d_x, cpu, #[inline(always)] |x, d_y| d_y * silu_slope(x));
+    map2(
+        x,
+        d_y,
+        d_x,
+        cpu,
+        #[inline(always)]
+        |x, d_y| d_y * silu_slope(x),
+    );
 }
 
 /// `y = a + b`.
 pub fn add(a: &[f32], b: &[f32], y: &mut [f32], cpu: Cpu) {
-    map2(a, b, y, cpu, #[inline(always)] |a, b| a + b);
+    map2(
+        a,
+        b,
+        y,
+        cpu,
+        #[inline(always)]
+        |a, b| a + b,
+    );
 }
 
 /// Applies `f` to each pair of elements.
@@ -86,15 +111,16 @@ pub fn concat(a: &[f32], b: &[f32], channels: [usize; 2], y: &mut [f32], cpu: Cp
     let rows_per_tile = (TILE / width.max(1)).max(1);
     let n_rows = y.len().checked_div(width).unwrap_or(0);
     let shared = Shared::new(y);
-    cpu.threads.for_each(n_rows.div_ceil(rows_per_tile), |tile| {
-        let rows = tile * rows_per_tile..((tile + 1) * rows_per_tile).min(n_rows);
-        // SAFETY: tiles are disjoint.
-        let y = unsafe { shared.tile(rows.start * width, rows.len() * width) };
-        for (y, row) in y.chunks_exact_mut(width).zip(rows) {
-            y[..c_a].copy_from_slice(&a[row * c_a..][..c_a]);
-            y[c_a..].copy_from_slice(&b[row * c_b..][..c_b]);
-        }
-    });
+    cpu.threads
+        .for_each(n_rows.div_ceil(rows_per_tile), |tile| {
+            let rows = tile * rows_per_tile..((tile + 1) * rows_per_tile).min(n_rows);
+            // SAFETY: tiles are disjoint.
+            let y = unsafe { shared.tile(rows.start * width, rows.len() * width) };
+            for (y, row) in y.chunks_exact_mut(width).zip(rows) {
+                y[..c_a].copy_from_slice(&a[row * c_a..][..c_a]);
+                y[c_a..].copy_from_slice(&b[row * c_b..][..c_b]);
+            }
+        });
 }
 
 /// Takes the channels of an image apart again: the inverse, and the gradient, of [`concat`].
@@ -106,13 +132,15 @@ pub fn split(y: &[f32], channels: [usize; 2], a: &mut [f32], b: &mut [f32], cpu:
     let rows_per_tile = (TILE / width.max(1)).max(1);
     let n_rows = y.len().checked_div(width).unwrap_or(0);
     let (shared_a, shared_b) = (Shared::new(a), Shared::new(b));
-    cpu.threads.for_each(n_rows.div_ceil(rows_per_tile), |tile| {
-        let rows = tile * rows_per_tile..((tile + 1) * rows_per_tile).min(n_rows);
-        for row in rows {
-            // SAFETY: rows are disjoint.
-            let (a, b) = unsafe { (shared_a.tile(row * c_a, c_a), shared_b.tile(row * c_b, c_b)) };
-            a.copy_from_slice(&y[row * width..][..c_a]);
-            b.copy_from_slice(&y[row * width + c_a..][..c_b]);
-        }
-    });
+    cpu.threads
+        .for_each(n_rows.div_ceil(rows_per_tile), |tile| {
+            let rows = tile * rows_per_tile..((tile + 1) * rows_per_tile).min(n_rows);
+            for row in rows {
+                // SAFETY: rows are disjoint.
+                let (a, b) =
+                    unsafe { (shared_a.tile(row * c_a, c_a), shared_b.tile(row * c_b, c_b)) };
+                a.copy_from_slice(&y[row * width..][..c_a]);
+                b.copy_from_slice(&y[row * width + c_a..][..c_b]);
+            }
+        });
 }

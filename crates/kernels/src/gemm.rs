@@ -23,7 +23,11 @@ pub(crate) struct Packed {
 impl Packed {
     /// An empty matrix whose rows are then filled by [`Packed::set_rows`].
     pub(crate) fn zeros(k: usize, n: usize) -> Self {
-        Self { k, n, panels: vec![0.0; n.div_ceil(COLS) * k * COLS] }
+        Self {
+            k,
+            n,
+            panels: vec![0.0; n.div_ceil(COLS) * k * COLS],
+        }
     }
 
     /// Packs a row-major matrix whose rows start `row_stride` apart.
@@ -59,7 +63,10 @@ impl Packed {
     ) {
         for column in 0..self.n {
             let panel = &mut self.panels[(column / COLS) * self.k * COLS..];
-            for (i, &value) in transposed[column * row_stride..][..count].iter().enumerate() {
+            for (i, &value) in transposed[column * row_stride..][..count]
+                .iter()
+                .enumerate()
+            {
                 panel[(first + i) * COLS + column % COLS] = value;
             }
         }
@@ -95,7 +102,9 @@ impl RowsTimesPacked<'_> {
     pub(crate) unsafe fn run(self, isa: Isa) {
         assert!(self.a.len().is_multiple_of(ROWS) && self.n_rows <= ROWS);
         assert_eq!(self.a.len() / ROWS * self.k, self.b.k);
-        assert!(self.n_rows == 0 || self.out.len() >= (self.n_rows - 1) * self.out_stride + self.b.n);
+        assert!(
+            self.n_rows == 0 || self.out.len() >= (self.n_rows - 1) * self.out_stride + self.b.n
+        );
         isa.dispatch(self);
     }
 
@@ -164,7 +173,11 @@ impl RowsTimesPacked<'_> {
     /// Where some columns of the row go; nowhere for rows that are not live.
     #[inline(never)]
     fn out_of(&mut self, row: usize, col: usize, n_cols: usize) -> &mut [f32] {
-        if row < self.n_rows { &mut self.out[row * self.out_stride + col..][..n_cols] } else { &mut [] }
+        if row < self.n_rows {
+            &mut self.out[row * self.out_stride + col..][..n_cols]
+        } else {
+            &mut []
+        }
     }
 }
 
@@ -209,7 +222,9 @@ impl OuterProducts<'_> {
     /// At each of its `len` positions a run's `a` must be readable for `n_rows` elements and its
     /// `b` for `n_cols` rounded up to a multiple of [`COLS`].
     pub(crate) unsafe fn run(self, isa: Isa) {
-        assert!(self.n_rows == 0 || self.out.len() >= (self.n_rows - 1) * self.out_stride + self.n_cols);
+        assert!(
+            self.n_rows == 0 || self.out.len() >= (self.n_rows - 1) * self.out_stride + self.n_cols
+        );
         isa.dispatch(self);
     }
 
@@ -251,7 +266,10 @@ impl OuterProducts<'_> {
             }
         }
         for (r, acc) in acc.iter().enumerate() {
-            store::<S, V>(*acc, &mut self.out[(row + r) * self.out_stride + col..][..n_cols]);
+            store::<S, V>(
+                *acc,
+                &mut self.out[(row + r) * self.out_stride + col..][..n_cols],
+            );
         }
     }
 }

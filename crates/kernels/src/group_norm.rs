@@ -109,8 +109,15 @@ impl GroupNorm {
         cpu: Cpu,
     ) {
         self.check(&inputs);
-        assert_eq!((d_y.len(), gradients.d_x.len()), (inputs.x.len(), inputs.x.len()));
-        let Gradients { d_x, d_scale, d_shift } = gradients;
+        assert_eq!(
+            (d_y.len(), gradients.d_x.len()),
+            (inputs.x.len(), inputs.x.len())
+        );
+        let Gradients {
+            d_x,
+            d_scale,
+            d_shift,
+        } = gradients;
         let partial = self.backward_sums(&inputs, moments, d_y, d_x, cpu);
         self.sum_tiles(&partial, d_scale, d_shift);
 
@@ -215,13 +222,21 @@ impl GroupNorm {
 
     /// Adds the tiles of each image in order, in f64.
     fn sum_tiles(&self, partial: &[f32], d_scale: &mut [f32], d_shift: &mut [f32]) {
-        assert_eq!((d_scale.len(), d_shift.len()), (self.n * self.c, self.n * self.c));
+        assert_eq!(
+            (d_scale.len(), d_shift.len()),
+            (self.n * self.c, self.n * self.c)
+        );
         let images = partial.chunks_exact((self.n_tiles() * 2 * self.c).max(1));
-        let sums = d_scale.chunks_exact_mut(self.c).zip(d_shift.chunks_exact_mut(self.c));
+        let sums = d_scale
+            .chunks_exact_mut(self.c)
+            .zip(d_shift.chunks_exact_mut(self.c));
         for (tiles, (d_scale, d_shift)) in images.zip(sums) {
             for c in 0..self.c {
                 let sum = |offset: usize| -> f64 {
-                    tiles.chunks_exact(2 * self.c).map(|tile| f64::from(tile[offset + c])).sum()
+                    tiles
+                        .chunks_exact(2 * self.c)
+                        .map(|tile| f64::from(tile[offset + c]))
+                        .sum()
                 };
                 (d_shift[c], d_scale[c]) = (sum(0) as f32, sum(self.c) as f32);
             }
@@ -304,7 +319,9 @@ impl GroupNorm {
 
     /// `scale * rstd` per image and channel, `[N, C]`.
     fn slopes(&self, inputs: &Inputs<'_>, moments: &[f32]) -> Vec<f32> {
-        let images = moments.chunks_exact((2 * self.c).max(1)).zip(inputs.scale.chunks_exact(self.c));
+        let images = moments
+            .chunks_exact((2 * self.c).max(1))
+            .zip(inputs.scale.chunks_exact(self.c));
         images
             .flat_map(|(moments, scale)| moments[self.c..].iter().zip(scale))
             .map(|(rstd, scale)| rstd * scale)
@@ -315,7 +332,10 @@ impl GroupNorm {
         cpu.threads.for_each(self.n * self.n_tiles(), |tile| {
             let (image, tile) = (tile / self.n_tiles(), tile % self.n_tiles());
             let first = tile * self.tile_positions();
-            f(image, first..(first + self.tile_positions()).min(self.n_positions));
+            f(
+                image,
+                first..(first + self.tile_positions()).min(self.n_positions),
+            );
         });
     }
 
@@ -328,7 +348,10 @@ impl GroupNorm {
     }
 
     fn check(&self, inputs: &Inputs<'_>) {
-        assert!(self.n_groups > 0 && self.c > 0 && self.c.is_multiple_of(self.n_groups), "{self:?}");
+        assert!(
+            self.n_groups > 0 && self.c > 0 && self.c.is_multiple_of(self.n_groups),
+            "{self:?}"
+        );
         assert_eq!(inputs.x.len(), self.n * self.n_positions * self.c);
         assert_eq!(inputs.scale.len(), self.n * self.c);
         assert_eq!(inputs.shift.len(), self.n * self.c);

@@ -13,7 +13,7 @@ pub mod cpu;
 pub mod elementwise;
 mod gemm;
 pub mod group_norm;
-pub mod memory;
+pub mod process;
 pub mod reference;
 pub mod resample;
 

@@ -37,7 +37,16 @@ pub fn conv2d_backward(
 
 /// Calls `f(x_idx, weight_idx, y_idx)` for each product that a convolution sums.
 fn for_each_product(conv: &Conv2d, mut f: impl FnMut(usize, usize, usize)) {
-    let Conv2d { n, h, w, c_in, c_out, kernel, stride, padding } = *conv;
+    let Conv2d {
+        n,
+        h,
+        w,
+        c_in,
+        c_out,
+        kernel,
+        stride,
+        padding,
+    } = *conv;
     let (out_h, out_w) = (conv.out_h(), conv.out_w());
     let input = |o: usize, k: usize, size: usize| {
         (o * stride + k).checked_sub(padding).filter(|&i| i < size)
@@ -45,7 +54,9 @@ fn for_each_product(conv: &Conv2d, mut f: impl FnMut(usize, usize, usize)) {
     for image in 0..n {
         for (oy, ox) in (0..out_h).flat_map(|oy| (0..out_w).map(move |ox| (oy, ox))) {
             for (ky, kx) in (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx))) {
-                let (Some(iy), Some(ix)) = (input(oy, ky, h), input(ox, kx, w)) else { continue };
+                let (Some(iy), Some(ix)) = (input(oy, ky, h), input(ox, kx, w)) else {
+                    continue;
+                };
                 for (ci, co) in (0..c_in).flat_map(|ci| (0..c_out).map(move |co| (ci, co))) {
                     f(
                         ((image * h + iy) * w + ix) * c_in + ci,
@@ -66,10 +77,18 @@ pub fn group_norm(norm: &GroupNorm, inputs: &Inputs<'_>) -> Vec<f64> {
         for group in 0..norm.n_groups {
             let indices: Vec<(usize, usize)> = (0..norm.n_positions)
                 .flat_map(|p| (group * per_group..(group + 1) * per_group).map(move |c| (p, c)))
-                .map(|(p, c)| ((image * norm.n_positions + p) * norm.c + c, image * norm.c + c))
+                .map(|(p, c)| {
+                    (
+                        (image * norm.n_positions + p) * norm.c + c,
+                        image * norm.c + c,
+                    )
+                })
                 .collect();
             let mean_of = |f: &dyn Fn(f64) -> f64| {
-                indices.iter().map(|&(idx, _)| f(f64::from(inputs.x[idx]))).sum::<f64>()
+                indices
+                    .iter()
+                    .map(|&(idx, _)| f(f64::from(inputs.x[idx])))
+                    .sum::<f64>()
                     / indices.len() as f64
             };
             let mean = mean_of(&|x| x);
@@ -89,7 +108,13 @@ pub fn group_norm(norm: &GroupNorm, inputs: &Inputs<'_>) -> Vec<f64> {
 
 /// See [`Attention::forward`].
 pub fn attention(attention: &Attention, qkv: &[f32]) -> Vec<f64> {
-    let Attention { n, n_positions: t, n_heads, head_channels: d, order } = *attention;
+    let Attention {
+        n,
+        n_positions: t,
+        n_heads,
+        head_channels: d,
+        order,
+    } = *attention;
     let c = attention.channels();
     let mut y = vec![0.0; n * t * c];
     for (image, head) in (0..n).flat_map(|n| (0..n_heads).map(move |h| (n, h))) {

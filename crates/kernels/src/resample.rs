@@ -30,7 +30,9 @@ impl Resample {
             cpu.isa.vectorize(
                 #[inline(always)]
                 || {
-                    let pairs = top.chunks_exact(2 * self.c).zip(bottom.chunks_exact(2 * self.c));
+                    let pairs = top
+                        .chunks_exact(2 * self.c)
+                        .zip(bottom.chunks_exact(2 * self.c));
                     for (small, (top, bottom)) in small.chunks_exact_mut(self.c).zip(pairs) {
                         for c in 0..self.c {
                             let top = top[c] + top[c + self.c];
@@ -56,8 +58,9 @@ impl Resample {
             cpu.isa.vectorize(
                 #[inline(always)]
                 || {
-                    for (top, small) in
-                        top.chunks_exact_mut(2 * self.c).zip(small.chunks_exact(self.c))
+                    for (top, small) in top
+                        .chunks_exact_mut(2 * self.c)
+                        .zip(small.chunks_exact(self.c))
                     {
                         for c in 0..self.c {
                             top[c] = small[c] * factor;
@@ -71,7 +74,10 @@ impl Resample {
     }
 
     fn check(&self, large: usize, small: usize) -> (usize, usize) {
-        assert!(self.h.is_multiple_of(2) && self.w.is_multiple_of(2), "odd size {self:?}");
+        assert!(
+            self.h.is_multiple_of(2) && self.w.is_multiple_of(2),
+            "odd size {self:?}"
+        );
         assert_eq!(large, self.n * self.h * self.w * self.c);
         assert_eq!(small * 4, large);
         assert!(self.c > 0);

@@ -9,8 +9,12 @@ use p2_kernels::{Cpu, Isa, Threads, adamw, elementwise, reference};
 
 /// Every instruction set with 1 thread, the best one also with 2, 3 and 8.
 fn cpus() -> Vec<Cpu> {
-    let isas = Isa::available().into_iter().map(|isa| Cpu { isa, threads: Threads::new(1) });
-    isas.chain([2, 3, 8].map(|n| Cpu::best(Threads::new(n)))).collect()
+    let isas = Isa::available().into_iter().map(|isa| Cpu {
+        isa,
+        threads: Threads::new(1),
+    });
+    isas.chain([2, 3, 8].map(|n| Cpu::best(Threads::new(n))))
+        .collect()
 }
 
 /// Numbers in about [-1, 1] without a pattern that a wrong index could hit.
@@ -35,11 +39,16 @@ fn assert_close(what: &str, fast: &[f32], slow: &[f64], tolerance: f64) {
 
 /// The best instruction set gives the same bits with any number of threads.
 fn assert_same_bits(what: &str, results: &[(Cpu, Vec<f32>)]) {
-    let best: Vec<_> =
-        results.iter().filter(|(cpu, _)| cpu.isa.name() == Isa::best().name()).collect();
+    let best: Vec<_> = results
+        .iter()
+        .filter(|(cpu, _)| cpu.isa.name() == Isa::best().name())
+        .collect();
     for (cpu, result) in &best[1..] {
         assert!(
-            result.iter().zip(&best[0].1).all(|(a, b)| a.to_bits() == b.to_bits()),
+            result
+                .iter()
+                .zip(&best[0].1)
+                .all(|(a, b)| a.to_bits() == b.to_bits()),
             "{what}: other bits with {cpu:?}"
         );
     }
@@ -47,20 +56,30 @@ fn assert_same_bits(what: &str, results: &[(Cpu, Vec<f32>)]) {
 
 #[test]
 fn convolution_and_its_gradients() {
-    let conv = |n, [h, w]: [usize; 2], [c_in, c_out]: [usize; 2], [kernel, stride, padding]: [usize; 3]| Conv2d {
-        n, h, w, c_in, c_out, kernel, stride, padding,
+    let conv = |n,
+                [h, w]: [usize; 2],
+                [c_in, c_out]: [usize; 2],
+                [kernel, stride, padding]: [usize; 3]| Conv2d {
+        n,
+        h,
+        w,
+        c_in,
+        c_out,
+        kernel,
+        stride,
+        padding,
     };
     for conv in [
-        conv(2, [8, 8], [32, 64], [3, 1, 1]),   // whole panels
-        conv(3, [5, 7], [3, 33], [3, 1, 1]),    // image input, one over a panel
-        conv(1, [6, 4], [31, 6], [3, 1, 1]),    // half a panel
-        conv(2, [7, 6], [17, 16], [3, 2, 1]),   // stride 2, odd and even
-        conv(2, [4, 4], [8, 15], [1, 1, 0]),    // 1×1
-        conv(1, [9, 3], [4, 5], [5, 1, 2]),     // filter wider than the image
-        conv(1, [5, 5], [2, 3], [3, 1, 0]),     // no padding
-        conv(2, [1, 1], [1, 1], [3, 1, 1]),     // one element
-        conv(0, [4, 4], [3, 4], [3, 1, 1]),     // no image
-        conv(9, [16, 16], [3, 40], [3, 1, 1]),  // several chunks of a weight gradient
+        conv(2, [8, 8], [32, 64], [3, 1, 1]),  // whole panels
+        conv(3, [5, 7], [3, 33], [3, 1, 1]),   // image input, one over a panel
+        conv(1, [6, 4], [31, 6], [3, 1, 1]),   // half a panel
+        conv(2, [7, 6], [17, 16], [3, 2, 1]),  // stride 2, odd and even
+        conv(2, [4, 4], [8, 15], [1, 1, 0]),   // 1×1
+        conv(1, [9, 3], [4, 5], [5, 1, 2]),    // filter wider than the image
+        conv(1, [5, 5], [2, 3], [3, 1, 0]),    // no padding
+        conv(2, [1, 1], [1, 1], [3, 1, 1]),    // one element
+        conv(0, [4, 4], [3, 4], [3, 1, 1]),    // no image
+        conv(9, [16, 16], [3, 40], [3, 1, 1]), // several chunks of a weight gradient
         Conv2d::linear(13, 63, 65),
         Conv2d::linear(1, 512, 1),
     ] {
@@ -93,7 +112,16 @@ fn convolution_and_its_gradients() {
 #[test]
 fn an_image_has_the_same_convolution_in_any_batch() {
     let cpu = Cpu::best(Threads::new(2));
-    let batch = Conv2d { n: 5, h: 7, w: 7, c_in: 19, c_out: 37, kernel: 3, stride: 1, padding: 1 };
+    let batch = Conv2d {
+        n: 5,
+        h: 7,
+        w: 7,
+        c_in: 19,
+        c_out: 37,
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+    };
     let alone = Conv2d { n: 1, ..batch };
     let (x, weight) = (fill(batch.x_len(), 1), fill(batch.weight_len(), 2));
     let bias = fill(batch.c_out, 3);
@@ -101,22 +129,46 @@ fn an_image_has_the_same_convolution_in_any_batch() {
     batch.forward(&x, &weight, &bias, &mut y, cpu);
     for image in 0..batch.n {
         let mut y_alone = vec![0.0; alone.y_len()];
-        alone.forward(&x[image * alone.x_len()..][..alone.x_len()], &weight, &bias, &mut y_alone, cpu);
+        alone.forward(
+            &x[image * alone.x_len()..][..alone.x_len()],
+            &weight,
+            &bias,
+            &mut y_alone,
+            cpu,
+        );
         assert_eq!(y_alone, y[image * alone.y_len()..][..alone.y_len()]);
     }
 }
 
 #[test]
 fn group_norm_and_its_gradients() {
-    for (n, n_positions, c, n_groups) in
-        [(2, 16, 64, 32), (3, 7, 33, 3), (1, 1, 4, 2), (2, 1100, 32, 32), (0, 4, 32, 32), (1, 5, 6, 1)]
-    {
+    for (n, n_positions, c, n_groups) in [
+        (2, 16, 64, 32),
+        (3, 7, 33, 3),
+        (1, 1, 4, 2),
+        (2, 1100, 32, 32),
+        (0, 4, 32, 32),
+        (1, 5, 6, 1),
+    ] {
         for activation in [Activation::Identity, Activation::Silu] {
-            let norm = GroupNorm { n, n_positions, c, n_groups, activation };
+            let norm = GroupNorm {
+                n,
+                n_positions,
+                c,
+                n_groups,
+                activation,
+            };
             // A large mean, which naive sums of squares do not survive.
-            let x: Vec<f32> = fill(n * n_positions * c, 1).iter().map(|x| x + 30.0).collect();
+            let x: Vec<f32> = fill(n * n_positions * c, 1)
+                .iter()
+                .map(|x| x + 30.0)
+                .collect();
             let (scale, shift) = (fill(n * c, 2), fill(n * c, 3));
-            let inputs = Inputs { x: &x, scale: &scale, shift: &shift };
+            let inputs = Inputs {
+                x: &x,
+                scale: &scale,
+                shift: &shift,
+            };
             let y_slow = reference::group_norm(&norm, &inputs);
             let d_y = fill(x.len(), 4);
             let mut all = vec![];
@@ -126,7 +178,17 @@ fn group_norm_and_its_gradients() {
                 assert_close(&format!("y of {norm:?} on {cpu:?}"), &y, &y_slow, 2e-5);
                 let mut d = [x.len(), scale.len(), shift.len()].map(|len| vec![f32::NAN; len]);
                 let [d_x, d_scale, d_shift] = &mut d;
-                norm.backward(inputs, &moments, &d_y, Gradients { d_x, d_scale, d_shift }, cpu);
+                norm.backward(
+                    inputs,
+                    &moments,
+                    &d_y,
+                    Gradients {
+                        d_x,
+                        d_scale,
+                        d_shift,
+                    },
+                    cpu,
+                );
                 check_group_norm_gradient(&norm, inputs, &d_y, &d);
                 all.push((cpu, [vec![y], d.into()].concat().concat()));
             }
@@ -154,20 +216,36 @@ fn check_group_norm_gradient(norm: &GroupNorm, inputs: Inputs<'_>, d_y: &[f32], 
             let slope = (above - below) / (x1 - x0);
             let scale = d[part].iter().fold(1.0f32, |max, x| max.max(x.abs()));
             let error = (slope - f64::from(d[part][idx])).abs() / f64::from(scale);
-            assert!(error < 2e-3, "{norm:?} input {part}[{idx}]: {} is not {slope}", d[part][idx]);
+            assert!(
+                error < 2e-3,
+                "{norm:?} input {part}[{idx}]: {} is not {slope}",
+                d[part][idx]
+            );
         }
     }
 }
 
 #[test]
 fn attention_and_its_gradient() {
-    for (n, n_positions, n_heads, head_channels) in
-        [(2, 16, 2, 32), (1, 33, 3, 15), (2, 1, 1, 1), (1, 130, 1, 64), (0, 4, 2, 8)]
-    {
+    for (n, n_positions, n_heads, head_channels) in [
+        (2, 16, 2, 32),
+        (1, 33, 3, 15),
+        (2, 1, 1, 1),
+        (1, 130, 1, 64),
+        (0, 4, 2, 8),
+    ] {
         for order in [Order::HeadMajor, Order::KindMajor] {
-            let attention = Attention { n, n_positions, n_heads, head_channels, order };
-            let qkv: Vec<f32> =
-                fill(n * n_positions * 3 * attention.channels(), 1).iter().map(|x| 2.0 * x).collect();
+            let attention = Attention {
+                n,
+                n_positions,
+                n_heads,
+                head_channels,
+                order,
+            };
+            let qkv: Vec<f32> = fill(n * n_positions * 3 * attention.channels(), 1)
+                .iter()
+                .map(|x| 2.0 * x)
+                .collect();
             let y_slow = reference::attention(&attention, &qkv);
             let d_y = fill(y_slow.len(), 2);
             let loss = |qkv: &[f32]| -> f64 {
@@ -195,7 +273,11 @@ fn attention_and_its_gradient() {
                 attention.backward(&qkv, &d_y, &mut d_qkv, cpu);
                 for &(idx, slope) in &slopes {
                     let error = (slope - f64::from(d_qkv[idx])).abs();
-                    assert!(error < 2e-3, "{attention:?} [{idx}]: {} is not {slope}", d_qkv[idx]);
+                    assert!(
+                        error < 2e-3,
+                        "{attention:?} [{idx}]: {} is not {slope}",
+                        d_qkv[idx]
+                    );
                 }
                 all.push((cpu, [y, d_qkv].concat()));
             }
@@ -207,7 +289,12 @@ fn attention_and_its_gradient() {
 #[test]
 fn resampling_pools_and_repeats() {
     for cpu in cpus() {
-        let size = Resample { n: 1, h: 2, w: 4, c: 2 };
+        let size = Resample {
+            n: 1,
+            h: 2,
+            w: 4,
+            c: 2,
+        };
         let large: Vec<f32> = (0..16).map(|x| x as f32).collect();
         let mut small = vec![0.0; 4];
         size.gather(&large, 0.25, &mut small, cpu);
@@ -230,7 +317,10 @@ fn silu_follows_its_formula_and_slope_from_end_to_end() {
         for ((&x, &y), &d_x) in x.iter().zip(&y).zip(&d_x) {
             let s = 1.0 / (1.0 + f64::from(-x).exp());
             let (exact, slope) = (f64::from(x) * s, s + s * f64::from(x) * (1.0 - s));
-            assert!((f64::from(y) - exact).abs() <= 3e-7 * exact.abs().max(1.0), "silu({x}) = {y}");
+            assert!(
+                (f64::from(y) - exact).abs() <= 3e-7 * exact.abs().max(1.0),
+                "silu({x}) = {y}"
+            );
             assert!((f64::from(d_x) - slope).abs() <= 3e-6, "silu'({x}) = {d_x}");
         }
     }
@@ -245,8 +335,11 @@ fn concat_joins_channels_and_split_undoes_it() {
             elementwise::concat(&a, &b, channels, &mut y, cpu);
             let rows: Vec<f32> = (0..n_rows)
                 .flat_map(|row| {
-                    [&a[row * channels[0]..][..channels[0]], &b[row * channels[1]..][..channels[1]]]
-                        .concat()
+                    [
+                        &a[row * channels[0]..][..channels[0]],
+                        &b[row * channels[1]..][..channels[1]],
+                    ]
+                    .concat()
                 })
                 .collect();
             assert_eq!(y, rows);
@@ -265,12 +358,21 @@ fn adamw_follows_its_algorithm() {
         let start = fill(n, 1);
         let (mut param, mut ema) = (start.clone(), start.clone());
         let (mut exp_avg, mut exp_avg_sq) = (vec![0.0; n], vec![0.0; n]);
-        let mut exact: Vec<[f64; 4]> =
-            start.iter().map(|&p| [f64::from(p), 0.0, 0.0, f64::from(p)]).collect();
+        let mut exact: Vec<[f64; 4]> = start
+            .iter()
+            .map(|&p| [f64::from(p), 0.0, 0.0, f64::from(p)])
+            .collect();
         for step in 1..=5u64 {
             let grad = fill(n, 100 + step as u32);
             let adamw = adamw::AdamW {
-                lr, beta1, beta2, eps, weight_decay, step, grad_scale: 0.5, ema_decay,
+                lr,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+                step,
+                grad_scale: 0.5,
+                ema_decay,
             };
             let state = adamw::State {
                 param: &mut param,
@@ -291,7 +393,10 @@ fn adamw_follows_its_algorithm() {
                 *e = ema_decay * *e + (1.0 - ema_decay) * *p;
             }
         }
-        for (part, values) in [&param, &exp_avg, &exp_avg_sq, &ema].into_iter().enumerate() {
+        for (part, values) in [&param, &exp_avg, &exp_avg_sq, &ema]
+            .into_iter()
+            .enumerate()
+        {
             let exact: Vec<f64> = exact.iter().map(|state| state[part]).collect();
             assert_close(&format!("part {part} on {cpu:?}"), values, &exact, 1e-6);
         }

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use anyhow::Context as _;
+use p2_kernels::process;
 use p2_nn::{Cpu, Isa, Threads};
 
 use crate::problem::Problem;
@@ -10,8 +11,7 @@ use crate::problem::Problem;
 /// The variable that chooses an instruction set.
 const ISA: &str = "P2_ISA";
 
-/// Runs `f` on a pool of so many threads (one per core if `None`), which serves our kernels and
-/// candle's alike.
+/// Runs `f` on a pool of so many threads, one per core if `None`.
 ///
 /// # Errors
 /// If `P2_ISA` names an instruction set that this machine has not, or threads cannot be started.
@@ -22,7 +22,8 @@ pub fn with_threads<T: Send>(
     let isa = isa()?;
     let n_cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let threads = Threads::new(n_threads.unwrap_or(n_cores).get());
-    p2_kernels::memory::keep_freed_pages();
+    process::keep_freed_pages();
+    process::keep_candle_on_one_thread();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.count()).build();
     // Inside the pool, so that a kernel wakes one thread less.
     pool.context("cannot start threads")?.install(|| f(Cpu { isa, threads }))

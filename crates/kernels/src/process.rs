@@ -1,4 +1,4 @@
-//! Keeps freed memory in the process, because fresh pages are slow.
+//! Settings of the whole process that only unsafe calls reach; for the program, at its start.
 
 /// Tells the C library to serve large buffers from its heap and to keep what is freed.
 ///
@@ -16,5 +16,20 @@ pub fn keep_freed_pages() {
     ] {
         // SAFETY: mallopt takes two integers and touches nothing of ours.
         unsafe { libc::mallopt(option, bytes) };
+    }
+}
+
+/// Leaves all threads to our kernels: candle computes on the thread that calls it.
+///
+/// Its own pool spins between uses, on the very cores that our threads then miss, and its size
+/// would be one more thing that a result could depend on. Candle reads it from the environment.
+///
+/// Call it once, before other threads are started.
+pub fn keep_candle_on_one_thread() {
+    #[cfg(unix)]
+    for name in [c"CANDLE_NUM_THREADS", c"RAYON_NUM_THREADS"] {
+        // SAFETY: both strings end in 0 and are copied. A reader in another thread could see a
+        // moved environment; the program calls this before it has other threads.
+        unsafe { libc::setenv(name.as_ptr(), c"1".as_ptr(), 1) };
     }
 }
