@@ -26,7 +26,9 @@ pub enum Start {
 impl Start {
     fn init(self, fan_in: usize) -> Init {
         match self {
-            Self::Random => Init::Uniform { bound: 1.0 / (fan_in as f64).sqrt() },
+            Self::Random => Init::Uniform {
+                bound: 1.0 / (fan_in as f64).sqrt(),
+            },
             Self::Zero => Init::Zeros,
         }
     }
@@ -59,12 +61,20 @@ impl Conv2d {
     /// # Errors
     /// As [`Builder::param`].
     pub fn new(builder: &mut Builder<'_, '_>, size: ConvSize, start: Start) -> Result<Self> {
-        let ConvSize { c_in, c_out, kernel, stride } = size;
+        let ConvSize {
+            c_in,
+            c_out,
+            kernel,
+            stride,
+        } = size;
         let init = start.init(c_in * kernel * kernel);
         Ok(Self {
             weight: builder.param("weight", Kind::Conv2d, &[c_out, c_in, kernel, kernel], init)?,
             bias: builder.param("bias", Kind::Vector, &[c_out], init)?,
-            geometry: Geometry { stride, padding: kernel / 2 },
+            geometry: Geometry {
+                stride,
+                padding: kernel / 2,
+            },
         })
     }
 
@@ -74,7 +84,13 @@ impl Conv2d {
     /// [`Error::Candle`](crate::Error::Candle) if `x` is not `[N, H, W, C_in]`, the stride is 0, or
     /// the padded image is smaller than the filter.
     pub fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        Ok(conv2d::conv2d(x, &self.weight, &self.bias, self.geometry, cpu)?)
+        Ok(conv2d::conv2d(
+            x,
+            &self.weight,
+            &self.bias,
+            self.geometry,
+            cpu,
+        )?)
     }
 }
 
@@ -192,7 +208,10 @@ impl GroupNorm {
     }
 
     fn apply(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        let options = Options { n_groups: N_GROUPS, activation: self.activation };
+        let options = Options {
+            n_groups: N_GROUPS,
+            activation: self.activation,
+        };
         Ok(group_norm::group_norm(x, scale, shift, options, cpu)?)
     }
 }

@@ -95,7 +95,11 @@ impl Param {
     /// If there are not as many values as the parameter has.
     pub fn to_reference(&self, values: &[f32]) -> Result<Vec<f32>> {
         let values = Tensor::from_slice(values, self.var.shape(), &Device::Cpu)?;
-        Ok(self.kind.reference_from_engine(&values)?.flatten_all()?.to_vec1()?)
+        Ok(self
+            .kind
+            .reference_from_engine(&values)?
+            .flatten_all()?
+            .to_vec1()?)
     }
 
     /// Values in the reference's layout as the engine lays them out.
@@ -104,7 +108,11 @@ impl Param {
     /// If there are not as many values as the parameter has.
     pub fn from_reference(&self, values: &[f32]) -> Result<Vec<f32>> {
         let values = Tensor::from_slice(values, self.reference_shape(), &Device::Cpu)?;
-        Ok(self.kind.engine_from_reference(&values)?.flatten_all()?.to_vec1()?)
+        Ok(self
+            .kind
+            .engine_from_reference(&values)?
+            .flatten_all()?
+            .to_vec1()?)
     }
 
     /// The current values in the engine's layout.
@@ -166,7 +174,11 @@ impl Params {
             let expected = param.reference_shape();
             if shape != expected {
                 let (name, actual) = (param.name.clone(), shape.to_vec());
-                return Err(Error::ParamShape { name, expected, actual });
+                return Err(Error::ParamShape {
+                    name,
+                    expected,
+                    actual,
+                });
             }
             param.set_values(&param.from_reference(values)?)?;
         }
@@ -207,13 +219,23 @@ impl<'a, 'i> Builder<'a, 'i> {
         initializer: &'a mut Initializer<'i>,
         device: &'a Device,
     ) -> Self {
-        Self { params, initializer, device, path: String::new() }
+        Self {
+            params,
+            initializer,
+            device,
+            path: String::new(),
+        }
     }
 
     /// A builder for names below `name`, which may itself be a path such as `out.0`.
     pub fn at(&mut self, name: impl std::fmt::Display) -> Builder<'_, 'i> {
         let path = self.path_of(name);
-        Builder { params: self.params, initializer: self.initializer, device: self.device, path }
+        Builder {
+            params: self.params,
+            initializer: self.initializer,
+            device: self.device,
+            path,
+        }
     }
 
     /// How many parameters there are so far.
@@ -244,18 +266,28 @@ impl<'a, 'i> Builder<'a, 'i> {
         (self.initializer)(self.params.len(), init, &mut values);
         let value = Tensor::from_vec(values, reference_shape, self.device)?;
         let var = Var::from_tensor(&kind.engine_from_reference(&value)?)?;
-        self.params.0.push(Param { name, kind, var: var.clone() });
+        self.params.0.push(Param {
+            name,
+            kind,
+            var: var.clone(),
+        });
         Ok(var)
     }
 
     fn path_of(&self, name: impl std::fmt::Display) -> String {
-        if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
+        if self.path.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.path)
+        }
     }
 }
 
 impl std::fmt::Debug for Builder<'_, '_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Builder").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Builder")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -273,11 +305,16 @@ mod tests {
                 Some(at) => root.at(at).param("bias", Kind::Vector, &[2], Init::Zeros),
                 None => root.param("bias", Kind::Vector, &[2], Init::Zeros),
             };
-            created.map(|var| var.elem_count()).map_err(|error| error.to_string())
+            created
+                .map(|var| var.elem_count())
+                .map_err(|error| error.to_string())
         };
         assert_eq!(add(None), Ok(2));
         assert_eq!(add(Some("out.0")), Ok(2));
-        assert_eq!(add(Some("out.0")), Err("parameter `out.0.bias` exists already".to_owned()));
+        assert_eq!(
+            add(Some("out.0")),
+            Err("parameter `out.0.bias` exists already".to_owned())
+        );
         let names: Vec<_> = params.iter().map(Param::name).collect();
         assert_eq!(names, ["bias", "out.0.bias"]);
     }
