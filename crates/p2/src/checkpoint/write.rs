@@ -63,6 +63,15 @@ pub fn save(
     Ok(target)
 }
 
+/// Writes one tensor file outside of a checkpoint: whole, or not at all. Its name is that of `path`.
+///
+/// # Errors
+/// If a tensor has not as many values as its shape says, or the disk refuses.
+pub fn save_file(path: &Path, file: &TensorFile<'_>) -> anyhow::Result<()> {
+    let bytes = serialize(file).with_context(|| format!("cannot store {}", path.display()))?;
+    durable::write(path, &bytes)
+}
+
 fn write_folder(temp: &Path, position: Position, files: &[TensorFile<'_>]) -> anyhow::Result<()> {
     if temp.exists() {
         fs::remove_dir_all(temp).map_err(|error| durable::explain(error, "remove", temp))?;
