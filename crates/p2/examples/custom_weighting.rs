@@ -48,7 +48,7 @@ fn main() -> anyhow::Result<()> {
             let step = batch.first_image_idx / BATCH_SIZE as u64 + 1;
             let gradients = gradients(&model, &objective, &batch, &mut errors)?;
             optimizer.step(&gradients, adamw_step(step))?;
-            if step % REPORT_EVERY == 0 {
+            if step.is_multiple_of(REPORT_EVERY) {
                 let n_images = step * BATCH_SIZE as u64;
                 println!("{n_images:<6}  {}", std::mem::take(&mut errors).means());
             }

@@ -1,4 +1,5 @@
 //! The examples, run as a user runs them: `cargo test` has built them beside this test.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -53,7 +53,7 @@ pub fn load(path: &Path, cpu: Cpu) -> anyhow::Result<Loaded> {
 /// If the weights cannot be read, or the disk refuses.
 pub fn save(path: &Path, model: &Model, run: &Run) -> anyhow::Result<()> {
     let params = model.params();
-    let values = params.iter().map(|param| param.values()).collect::<Result<Vec<_>, _>>()?;
+    let values = params.iter().map(p2_nn::params::Param::values).collect::<Result<Vec<_>, _>>()?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let values = values.iter().map(Vec::as_slice);
     let file = tensor_file(name, &run.to_metadata()?, params, values)?;
