@@ -123,7 +123,7 @@ pub fn concat(a: &[f32], b: &[f32], channels: [usize; 2], y: &mut [f32], cpu: Cp
         });
 }
 
-/// Takes the channels of an image apart again: the inverse, and the gradient, of [`concat`].
+/// Takes the channels of an image apart again: the inverse, and the gradient, of [`concat()`].
 pub fn split(y: &[f32], channels: [usize; 2], a: &mut [f32], b: &mut [f32], cpu: Cpu) {
     let [c_a, c_b] = channels;
     assert_eq!(a.len() + b.len(), y.len());

@@ -76,6 +76,11 @@ impl Model {
         &self.schedule
     }
 
+    /// What the network predicts.
+    pub fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
     /// The variance of the reverse process.
     pub fn variance(&self) -> Variance {
         self.variance

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions, ancestral, ddim};
 use p2_diffusion::Levels;
 
-use crate::checkpoint::{self, NamedTensor};
+use crate::checkpoint::{self, NamedTensor, TensorFile};
 use crate::config::section::Sampler;
 use crate::model::Model;
 use crate::rng::{Draws, Stream};
@@ -83,5 +83,6 @@ fn label(model: &Model, options: &SampleOptions, image: u64) -> u32 {
 pub fn raw_file(path: &Path, size: usize, pixels: &[f32]) -> anyhow::Result<()> {
     let shape = vec![pixels.len() / (size * size * 3), size, size, 3];
     let tensor = NamedTensor { name: "images".into(), shape, values: pixels.into() };
-    checkpoint::write_tensors(path, vec![tensor])
+    let name = path.display().to_string();
+    checkpoint::save_file(path, &TensorFile { name, metadata: None, tensors: vec![tensor] })
 }
