@@ -87,7 +87,11 @@ pub fn io(name: &str) -> io::Result<()> {
 
 /// A number, or NaN where a test wants it to be none.
 pub fn number(name: &str, value: f32) -> f32 {
-    if strikes(name, Effect::NotANumber) { f32::NAN } else { value }
+    if strikes(name, Effect::NotANumber) {
+        f32::NAN
+    } else {
+        value
+    }
 }
 
 /// Whether the planned fault happens at this passage.

@@ -32,7 +32,12 @@ pub(super) fn train(arguments: &TrainArgs, printer: &Printer) -> anyhow::Result<
         stop: stop.clone(),
     };
     let outcome = engine::with_threads(arguments.threads, |cpu| {
-        let setup = Setup { run, out: arguments.out(), start: arguments.start(), cpu };
+        let setup = Setup {
+            run,
+            out: arguments.out(),
+            start: arguments.start(),
+            cpu,
+        };
         train::train(setup, limits, printer)
     })?;
     if arguments.json {
@@ -46,7 +51,9 @@ pub(super) fn train(arguments: &TrainArgs, printer: &Printer) -> anyhow::Result<
             "stopped at {images_seen} images; the same command continues {path}"
         ));
     }
-    Ok(stop.requested().map_or(ExitStatus::Done, ExitStatus::Stopped))
+    Ok(stop
+        .requested()
+        .map_or(ExitStatus::Done, ExitStatus::Stopped))
 }
 
 /// Prints the resolved configuration.

@@ -39,8 +39,8 @@ pub fn load(path: &Path, cpu: Cpu) -> anyhow::Result<Loaded> {
         let hint = "give a file, a checkpoint or a run that p2 wrote";
         return Err(Problem::new(message).hint(hint).into());
     };
-    let run = Run::from_metadata(metadata)
-        .with_context(|| format!("cannot use {}", path.display()))?;
+    let run =
+        Run::from_metadata(metadata).with_context(|| format!("cannot use {}", path.display()))?;
     let model = Model::zeros(&run, cpu)?;
     load_params(model.params(), &stored, "")
         .with_context(|| format!("cannot use {}", path.display()))?;

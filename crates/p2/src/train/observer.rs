@@ -114,7 +114,10 @@ impl Means {
         }
         put("optim/grad_norm", self.grad_norm / self.n_steps as f64);
         put("optim/lr", report.lr);
-        put("speed/images_per_second", n_images / self.since.elapsed().as_secs_f64());
+        put(
+            "speed/images_per_second",
+            n_images / self.since.elapsed().as_secs_f64(),
+        );
         record
     }
 }
@@ -129,12 +132,18 @@ impl Observer<'_> {
     }
 
     /// Notes a step, and does what has come due.
-    pub(super) fn after_step(&mut self, trainer: &Trainer, report: &StepReport) -> anyhow::Result<()> {
+    pub(super) fn after_step(
+        &mut self,
+        trainer: &Trainer,
+        report: &StepReport,
+    ) -> anyhow::Result<()> {
         let train = &trainer.run.train;
         let clock = trainer.clock;
         let schedule = trainer.model.schedule();
         self.interval.add(report, |t| {
-            let stages = Stage::ALL.iter().position(|stage| stage.timesteps(schedule).contains(&t));
+            let stages = Stage::ALL
+                .iter()
+                .position(|stage| stage.timesteps(schedule).contains(&t));
             stages.unwrap_or(0)
         });
         self.progress.advance(clock.images_seen);
@@ -158,14 +167,16 @@ impl Observer<'_> {
     pub(super) fn tell_skipped(&mut self) {
         let skipped = self.dataset.skipped();
         for file in &skipped[self.n_skipped.min(skipped.len())..] {
-            self.printer.warn(format_args!("skipped {}: {}", file.file, file.reason));
+            self.printer
+                .warn(format_args!("skipped {}: {}", file.file, file.reason));
         }
         self.n_skipped = skipped.len();
     }
 
     fn log(&mut self, clock: Clock, report: &StepReport) -> anyhow::Result<()> {
         let record = self.interval.record(report);
-        self.progress.report(clock.images_seen, self.interval.readings());
+        self.progress
+            .report(clock.images_seen, self.interval.readings());
         self.interval = Means::new();
         self.write(clock, record)
     }
@@ -175,7 +186,10 @@ impl Observer<'_> {
         let scalars: Vec<Scalar> = numbers
             .iter()
             .filter_map(|(tag, value)| {
-                Some(Scalar { tag: tag.clone(), value: value.as_f64()? as f32 })
+                Some(Scalar {
+                    tag: tag.clone(),
+                    value: value.as_f64()? as f32,
+                })
             })
             .collect();
         self.events.append(clock.images_seen, &scalars)?;
@@ -211,7 +225,10 @@ impl Observer<'_> {
         ));
         let mut record = Map::new();
         for (group, errors) in [("held_out", errors), ("linear_denoiser", linear)] {
-            for (name, value) in STAGE_NAMES.iter().zip([errors.clean_up, errors.content, errors.coarse])
+            for (name, value) in
+                STAGE_NAMES
+                    .iter()
+                    .zip([errors.clean_up, errors.content, errors.coarse])
             {
                 record.insert(format!("{group}/mse_eps_{name}"), json!(value));
             }
@@ -234,7 +251,10 @@ impl Observer<'_> {
             class: None,
         };
         let mut pixels = Vec::new();
-        let (n, batch_size) = (sample.n_images as u64, trainer.run.train.micro_batch_size as u64);
+        let (n, batch_size) = (
+            sample.n_images as u64,
+            trainer.run.train.micro_batch_size as u64,
+        );
         for first in (0..n).step_by(batch_size as usize) {
             let images = first..(first + batch_size).min(n);
             let drawn = draw(&self.averaged, images, &options, || Ok(()))?;
@@ -243,15 +263,28 @@ impl Observer<'_> {
         let size = self.averaged.image_size();
         let name = format!("images-{:010}.png", trainer.clock.images_seen);
         let path = self.run_dir.samples().join(name);
-        Images::new(Size { height: size, width: size }, &pixels)?.save_grid(&path)?;
-        self.printer.note(format_args!("samples: {}", path.display()));
+        Images::new(
+            Size {
+                height: size,
+                width: size,
+            },
+            &pixels,
+        )?
+        .save_grid(&path)?;
+        self.printer
+            .note(format_args!("samples: {}", path.display()));
         self.finishing_secs[1] = started.elapsed().as_secs_f64();
         Ok(())
     }
 
     /// Copies the averaged weights into the network that is looked at.
     fn average(&self, trainer: &Trainer) -> anyhow::Result<()> {
-        for (param, state) in self.averaged.params().iter().zip(trainer.optimizer.states()) {
+        for (param, state) in self
+            .averaged
+            .params()
+            .iter()
+            .zip(trainer.optimizer.states())
+        {
             param.set_values(&state.ema)?;
         }
         Ok(())
@@ -261,9 +294,14 @@ impl Observer<'_> {
     pub(super) fn save(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
         let started = Instant::now();
         self.metrics.sync()?;
-        let Clock { images_seen, step, .. } = trainer.clock;
+        let Clock {
+            images_seen, step, ..
+        } = trainer.clock;
         let train = &trainer.run.train;
-        let retention = Retention { keep_last: train.keep_last, keep_every: train.keep_every.0 };
+        let retention = Retention {
+            keep_last: train.keep_last,
+            keep_every: train.keep_every.0,
+        };
         let path = checkpoint::save(
             &self.run_dir.checkpoints(),
             Position { images_seen, step },
@@ -271,7 +309,8 @@ impl Observer<'_> {
             retention,
         )
         .context("cannot save a checkpoint")?;
-        self.printer.detail(format_args!("checkpoint: {}", path.display()));
+        self.printer
+            .detail(format_args!("checkpoint: {}", path.display()));
         self.saved_at = Some(images_seen);
         self.finishing_secs[2] = started.elapsed().as_secs_f64();
         Ok(())
