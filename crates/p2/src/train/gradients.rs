@@ -56,7 +56,7 @@ impl Gradients {
     pub(super) fn checked_norm(&self, files: &[Arc<str>], step: u64) -> anyhow::Result<f64> {
         let mut sum = 0.0;
         for (param, gradient) in self.params.iter().zip(&self.sums) {
-            let norm = square_norm(gradient)?;
+            let norm = fault::number("train.gradient", square_norm(gradient)?);
             if !norm.is_finite() {
                 let message = format!(
                     "the gradient of `{}` is not finite in step {step}; its files: {}",
