@@ -24,11 +24,13 @@ pub(super) fn train(arguments: &TrainArgs, printer: &Printer) -> anyhow::Result<
     let stop = Stop::install().context("cannot watch for Ctrl-C")?;
     let limits = |clock: Clock| Limits {
         max_images: arguments.max_images.map(|count| count.0),
-        max_step: arguments.max_steps.map(|n_steps| clock.step + n_steps),
+        max_step: arguments
+            .max_steps
+            .map(|n_steps| clock.step.saturating_add(n_steps)),
         deadline: arguments
             .max_minutes
             .and_then(|minutes| Duration::try_from_secs_f64(60.0 * minutes).ok())
-            .map(|time| started + time),
+            .and_then(|time| started.checked_add(time)),
         stop: stop.clone(),
     };
     let outcome = engine::with_threads(arguments.threads, |cpu| {
