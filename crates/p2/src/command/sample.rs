@@ -29,6 +29,9 @@ const GRID_IMAGES: u64 = 64;
 pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Result<ExitStatus> {
     engine::with_threads(arguments.threads, |cpu| {
         let loaded = load(&arguments.model, cpu)?;
+        for skipped in &loaded.skipped {
+            printer.warn(skipped);
+        }
         let options = options(arguments, &loaded.run)?;
         printer.note(format_args!("sampling from {}", loaded.path.display()));
         durable::make_folder(&arguments.out)?;
