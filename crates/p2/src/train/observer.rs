@@ -163,14 +163,19 @@ impl Observer<'_> {
         Ok(())
     }
 
-    /// Names files that turned out to be unusable since the last time.
+    /// Names and counts files that turned out to be unusable since the last time.
     pub(super) fn tell_skipped(&mut self) {
         let skipped = self.dataset.skipped();
-        for file in &skipped[self.n_skipped.min(skipped.len())..] {
+        if skipped.len() == self.n_skipped {
+            return;
+        }
+        for file in &skipped[self.n_skipped..] {
             self.printer
                 .warn(format_args!("skipped {}: {}", file.file, file.reason));
         }
         self.n_skipped = skipped.len();
+        self.printer
+            .warn(format_args!("{} files skipped so far", self.n_skipped));
     }
 
     fn log(&mut self, clock: Clock, report: &StepReport) -> anyhow::Result<()> {

@@ -83,6 +83,7 @@ pub fn train(
     }
     let limits = limits(clock);
     let mut observer = Observer::new(&trainer, &run_dir, &dataset, setup.cpu, &limits, printer)?;
+    observer.saved_at = found.map(|found| found.state.position.images_seen);
     observer.tell_skipped();
     trainer.run(&mut observer, &limits)?;
     finish(&trainer, &mut observer, &limits)?;
@@ -112,11 +113,10 @@ fn open_dataset(run: &Run, printer: &Printer) -> anyhow::Result<Dataset> {
         return Err(Problem::new(message).hint("raise model.n_classes").into());
     }
     printer.note(format_args!(
-        "{}: {} images to train on, {} held out, {} files skipped",
+        "{}: {} images to train on, {} held out",
         run.data.path,
         dataset.n_images(Split::Training),
         dataset.n_images(Split::HeldOut),
-        dataset.skipped().len(),
     ));
     Ok(dataset)
 }
@@ -144,11 +144,7 @@ fn find_checkpoint(run_dir: &RunDir, printer: &Printer) -> anyhow::Result<Option
     checkpoint::clean(&run_dir.checkpoints())?;
     let found = checkpoint::newest(&run_dir.checkpoints())?;
     for skipped in found.iter().flat_map(|found| &found.skipped) {
-        let path = skipped.path.display();
-        printer.warn(format_args!(
-            "{path} is damaged and left alone: {}",
-            skipped.reason
-        ));
+        printer.warn(skipped);
     }
     Ok(found)
 }
