@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::held_out::{self, StageErrors};
 use super::{Clock, Interval, LinearDenoiser, StepReport, Trainer};
 use crate::checkpoint::{self, Position, Retention};
-use crate::data::{Dataset, Split};
+use crate::data::Dataset;
 use crate::model::Model;
 use crate::monitor::grid::{Images, Size};
 use crate::monitor::metrics::Metrics;
@@ -29,7 +29,8 @@ pub(crate) struct Observer<'a> {
     pub(super) averaged: Model,
     /// What images, held-out losses and their mark are computed with, unweighted.
     pub(super) objective: Objective,
-    pub(super) linear: LinearDenoiser,
+    /// `None` if there are no held-out losses: it takes a look at all images.
+    pub(super) linear: Option<LinearDenoiser>,
     pub(super) metrics: Metrics,
     pub(super) events: EventWriter,
     pub(super) progress: Progress,
@@ -207,16 +208,16 @@ impl Observer<'_> {
 
     /// Held-out losses of the averaged weights, beside the best linear denoiser of single pixels.
     pub(super) fn evaluate(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
-        if self.dataset.n_images(Split::HeldOut) == 0 {
+        let Some(linear) = &self.linear else {
             return Ok(());
-        }
+        };
         let started = Instant::now();
         self.average(trainer)?;
         let batch_size = trainer.run.train.micro_batch_size;
         let errors =
             held_out::evaluate(&self.averaged, &self.objective, &self.dataset, batch_size)?;
         let schedule = self.averaged.schedule();
-        let linear = StageErrors::try_new(|stage| Ok(self.linear.mse_eps(schedule, stage)))?;
+        let linear = StageErrors::try_new(|stage| Ok(linear.mse_eps(schedule, stage)))?;
         self.printer.note(format_args!(
             "held-out error on the noise at {} images (best linear denoiser of single pixels): \
              clean-up {:.4} ({:.4}), content {:.4} ({:.4}), coarse {:.5} ({:.5})",

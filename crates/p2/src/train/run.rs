@@ -236,6 +236,8 @@ impl<'a> Observer<'a> {
         printer: &'a Printer,
     ) -> anyhow::Result<Self> {
         let averaged = Model::zeros(&trainer.run, cpu)?;
+        let is_measured =
+            trainer.run.train.held_out_every.0 > 0 && dataset.n_images(Split::HeldOut) > 0;
         let from = trainer.clock.images_seen;
         let total = trainer.run.train.total_images.0;
         let to = limits.max_images.map_or(total, |max| max.min(total));
@@ -245,7 +247,9 @@ impl<'a> Observer<'a> {
             dataset: Arc::clone(dataset),
             objective: averaged.objective(&trainer.run)?,
             averaged,
-            linear: LinearDenoiser::fit(dataset)?,
+            linear: is_measured
+                .then(|| LinearDenoiser::fit(dataset))
+                .transpose()?,
             metrics: Metrics::open(&run_dir.metrics(), from)?,
             events: EventWriter::create(&run_dir.tensorboard(), from)?,
             progress: Progress::new(printer, Course { from, to }),
