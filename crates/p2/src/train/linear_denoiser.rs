@@ -1,4 +1,4 @@
-//! The best linear denoiser of single pixels: the mark that a network must at least beat.
+//! The best linear denoiser: the mark that a network must at least beat.
 
 use p2_diffusion::{NoiseSchedule, Stage};
 
@@ -7,9 +7,9 @@ use crate::data::{Dataset, Split};
 /// Images that the statistics are taken from, at most.
 const MAX_IMAGES: usize = 10_000;
 
-/// Variance of each pixel and channel over the training images.
+/// The variance of the data in each dimension, such as each pixel and channel.
 ///
-/// For a pixel of variance s² the best linear guess of the noise in
+/// For a variance s² the best linear guess of the noise in
 /// `sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps` has the mean squared error
 /// `alpha_bar s² / (alpha_bar s² + 1 - alpha_bar)`.
 #[derive(Debug, Clone)]
@@ -39,7 +39,13 @@ impl LinearDenoiser {
         let n_used = n_used as f64;
         let variances = sum.iter().zip(&sum_sq);
         let variances = variances.map(|(sum, sum_sq)| sum_sq / n_used - (sum / n_used).powi(2));
-        Ok(Self { variances: variances.collect() })
+        Ok(Self::from_variances(variances.collect()))
+    }
+
+    /// The denoiser for data of these variances, one per dimension, such as the eigenvalues of a
+    /// covariance.
+    pub fn from_variances(variances: Vec<f64>) -> Self {
+        Self { variances }
     }
 
     /// Its mean squared error on the noise, averaged over the levels of a stage.
@@ -81,9 +87,9 @@ mod tests {
 
     #[test]
     fn it_knows_nothing_of_constants_and_half_of_unit_variance_at_snr_1() {
-        let linear = LinearDenoiser { variances: vec![1.0] };
+        let linear = LinearDenoiser::from_variances(vec![1.0]);
         assert_eq!(linear.mse_eps_at(0.5), 0.5);
-        let constant = LinearDenoiser { variances: vec![0.0] };
+        let constant = LinearDenoiser::from_variances(vec![0.0]);
         assert_eq!(constant.mse_eps_at(0.5), 0.0);
     }
 }
