@@ -21,6 +21,10 @@ pub use preset::{PRESETS, Preset};
 use crate::problem::Problem;
 use tree::{Node, Source};
 
+/// The way out where there are no images.
+pub(crate) const DATA_HINT: &str =
+    "give a folder or .zip of images with --data PATH, or --data bundled:emoji-32";
+
 /// All sections of a configuration file, as written.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -153,7 +157,9 @@ fn read_text(path: &Path) -> Result<String, Problem> {
         }
     })?;
     String::from_utf8(bytes).map_err(|error| {
-        problem("the configuration is not UTF-8 text").caused_by(error.utf8_error())
+        problem("the configuration is not UTF-8 text")
+            .caused_by(error.utf8_error())
+            .hint("save it as UTF-8 in a text editor")
     })
 }
 
@@ -211,11 +217,7 @@ impl Run {
     /// If the configuration leaves that open, as presets without bundled images do.
     pub fn data_path(&self) -> Result<&str, Problem> {
         match self.config.data.path.as_str() {
-            "" => Err(
-                Problem::new("no images are given: `data.path` is empty").hint(
-                    "give a folder or .zip of images with --data PATH, or --data bundled:emoji-32",
-                ),
-            ),
+            "" => Err(Problem::new("no images are given: `data.path` is empty").hint(DATA_HINT)),
             path => Ok(path),
         }
     }

@@ -72,6 +72,9 @@ pub(crate) fn explain(error: io::Error, verb: &str, path: &Path) -> anyhow::Erro
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             problem.hint("choose a folder that you may write to with --out DIR")
         }
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            problem.hint("a file is in the way: choose another folder with --out DIR")
+        }
         _ => problem,
     };
     problem.caused_by(error).into()

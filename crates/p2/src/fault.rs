@@ -2,7 +2,8 @@
 //!
 //! `P2_FAULT=checkpoint.before-rename:2` kills the process (SIGKILL) at the second passage of that
 //! [`point`]. `P2_FAULT=checkpoint.write:1=enospc` makes the first passage of that [`io()`] point
-//! fail as on a full disk. `P2_FAULT=train.loss:3=nan` spoils the third [`number`] of that name. `p2` reads the variable once, at its start; without it, points do nothing.
+//! fail as on a full disk. `P2_FAULT=train.loss:3=nan` spoils the third [`number()`] of that name.
+//! `p2` reads the variable once, at its start; without it, points do nothing.
 
 use std::io;
 use std::sync::OnceLock;
@@ -33,7 +34,7 @@ enum Effect {
 /// Plans the fault that the environment asks for, if any.
 ///
 /// # Errors
-/// If `P2_FAULT` is not of the form `point:count` or `point:count=enospc`.
+/// If `P2_FAULT` is not of the form `point:count`, `point:count=enospc` or `point:count=nan`.
 pub fn arm_from_env() -> Result<(), Problem> {
     let Some(text) = std::env::var_os(VARIABLE) else {
         return Ok(());
@@ -85,9 +86,14 @@ pub fn io(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// A number, or NaN where a test wants it to be none.
-pub fn number(name: &str, value: f32) -> f32 {
-    if strikes(name, Effect::NotANumber) { f32::NAN } else { value }
+/// Passes a point at which a test may kill the process or spoil a number.
+pub fn number<T: From<f32>>(name: &str, value: T) -> T {
+    point(name);
+    if strikes(name, Effect::NotANumber) {
+        f32::NAN.into()
+    } else {
+        value
+    }
 }
 
 /// Whether the planned fault happens at this passage.
@@ -129,6 +135,10 @@ mod tests {
         assert_eq!(
             parse("checkpoint.write:1=enospc").unwrap().effect,
             Effect::DiskFull
+        );
+        assert_eq!(
+            parse("train.loss:3=nan").unwrap().effect,
+            Effect::NotANumber
         );
         for bad in ["", "x", "x:", "x:0", "x:-1", "x:1=", "x:1=eio"] {
             assert!(parse(bad).is_none(), "{bad}");

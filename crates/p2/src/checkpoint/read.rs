@@ -2,6 +2,7 @@
 //! allocates more than the files' own size.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::ops::Range;
@@ -36,6 +37,13 @@ pub struct Skipped {
     pub path: PathBuf,
     /// What is wrong with it.
     pub reason: String,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        write!(f, "{path} is damaged and left alone: {}", self.reason)
+    }
 }
 
 /// The newest checkpoint that is complete and undamaged; `None` if there is none at all.

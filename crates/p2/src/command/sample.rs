@@ -29,6 +29,9 @@ const GRID_IMAGES: u64 = 64;
 pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Result<ExitStatus> {
     engine::with_threads(arguments.threads, |cpu| {
         let loaded = load(&arguments.model, cpu)?;
+        for skipped in &loaded.skipped {
+            printer.warn(skipped);
+        }
         let options = options(arguments, &loaded.run)?;
         printer.note(format_args!("sampling from {}", loaded.path.display()));
         durable::make_folder(&arguments.out)?;
@@ -52,7 +55,9 @@ pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Resul
             }))?;
         }
         let folder = arguments.out.display();
-        printer.note(format_args!("{n_images} images in {folder}, {seconds:.1} s"));
+        printer.note(format_args!(
+            "{n_images} images in {folder}, {seconds:.1} s"
+        ));
         Ok(ExitStatus::Done)
     })
 }
@@ -70,7 +75,10 @@ fn draw_all(
     for first in (0..n_images).step_by(batch_size as usize) {
         let batch: Range<u64> = first..(first + batch_size).min(n_images);
         let pixels = draw(model, batch.clone(), options, || Ok(()))?;
-        let pixels = pixels.flatten_all()?.to_vec1::<f32>().context("cannot read samples")?;
+        let pixels = pixels
+            .flatten_all()?
+            .to_vec1::<f32>()
+            .context("cannot read samples")?;
         save_each(&arguments.out, first, &images(&pixels, model.image_size())?)?;
         all.extend(pixels);
         printer.detail(format_args!("{} of {n_images} images", batch.end));
@@ -86,21 +94,32 @@ fn save_each(folder: &Path, first: u64, images: &Images<'_>) -> anyhow::Result<(
 }
 
 fn images(pixels: &[f32], size: usize) -> anyhow::Result<Images<'_>> {
-    Images::new(Size { height: size, width: size }, pixels)
+    Images::new(
+        Size {
+            height: size,
+            width: size,
+        },
+        pixels,
+    )
 }
 
 /// What the user asks for, and for the rest what the model was trained to show.
 fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, Problem> {
     let options = SampleOptions {
         sampler: arguments.sampler.unwrap_or(config.sample.sampler),
-        n_steps: arguments.steps.map_or(config.sample.n_steps, std::num::NonZero::get),
+        n_steps: arguments
+            .steps
+            .map_or(config.sample.n_steps, std::num::NonZero::get),
         eta: arguments.eta.unwrap_or(config.sample.eta),
         seed: arguments.seed,
         class: arguments.class,
     };
     let n_timesteps = config.diffusion.n_timesteps;
     if options.n_steps > n_timesteps {
-        let message = format!("{} steps, but the model knows {n_timesteps} noise levels", options.n_steps);
+        let message = format!(
+            "{} steps, but the model knows {n_timesteps} noise levels",
+            options.n_steps
+        );
         return Err(Problem::new(message).hint(format!("use --steps from 1 to {n_timesteps}")));
     }
     if options.sampler == Sampler::Ancestral && arguments.eta.is_some() {
@@ -112,10 +131,10 @@ fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, 
         Some(_) if n_classes == 0 => {
             Err(Problem::new("the model knows no classes").hint("leave --class away"))
         }
-        Some(class) if class as usize >= n_classes => {
-            Err(Problem::new(format!("class {class} of a model with {n_classes} classes"))
-                .hint(format!("use --class from 0 to {}", n_classes - 1)))
-        }
+        Some(class) if class as usize >= n_classes => Err(Problem::new(format!(
+            "class {class} of a model with {n_classes} classes"
+        ))
+        .hint(format!("use --class from 0 to {}", n_classes - 1))),
         _ => Ok(options),
     }
 }

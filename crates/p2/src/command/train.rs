@@ -24,15 +24,22 @@ pub(super) fn train(arguments: &TrainArgs, printer: &Printer) -> anyhow::Result<
     let stop = Stop::install().context("cannot watch for Ctrl-C")?;
     let limits = |clock: Clock| Limits {
         max_images: arguments.max_images.map(|count| count.0),
-        max_step: arguments.max_steps.map(|n_steps| clock.step + n_steps),
+        max_step: arguments
+            .max_steps
+            .map(|n_steps| clock.step.saturating_add(n_steps)),
         deadline: arguments
             .max_minutes
             .and_then(|minutes| Duration::try_from_secs_f64(60.0 * minutes).ok())
-            .map(|time| started + time),
+            .and_then(|time| started.checked_add(time)),
         stop: stop.clone(),
     };
     let outcome = engine::with_threads(arguments.threads, |cpu| {
-        let setup = Setup { run, out: arguments.out(), start: arguments.start(), cpu };
+        let setup = Setup {
+            run,
+            out: arguments.out(),
+            start: arguments.start(),
+            cpu,
+        };
         train::train(setup, limits, printer)
     })?;
     if arguments.json {
@@ -46,7 +53,9 @@ pub(super) fn train(arguments: &TrainArgs, printer: &Printer) -> anyhow::Result<
             "stopped at {images_seen} images; the same command continues {path}"
         ));
     }
-    Ok(stop.requested().map_or(ExitStatus::Done, ExitStatus::Stopped))
+    Ok(stop
+        .requested()
+        .map_or(ExitStatus::Done, ExitStatus::Stopped))
 }
 
 /// Prints the resolved configuration.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use zip::ZipArchive;
 
 use super::source::{Entry, Listing, MAX_FILES, is_image_name};
+use crate::problem::Problem;
 
 trait ReadSeek: Read + Seek + Send {}
 impl<T: Read + Seek + Send> ReadSeek for T {}
@@ -23,7 +24,10 @@ pub(super) struct Archive {
 impl Archive {
     /// The archive in a file.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let place = || format!("cannot read archive: {}", path.display());
+        let place = || {
+            Problem::new(format!("cannot read archive: {}", path.display()))
+                .hint("pack the images anew, or give the folder that they lie in")
+        };
         let file = File::open(path).with_context(place)?;
         Self::new(Box::new(BufReader::new(file))).with_context(place)
     }

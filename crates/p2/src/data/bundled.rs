@@ -1,6 +1,6 @@
 //! Image archives inside the binary, so that it can train without any file.
 
-use anyhow::{Result, bail};
+use crate::problem::Problem;
 
 /// All archives inside the binary: name and zip. Origin and licence stand beside each in `assets/`.
 const ARCHIVES: [(&str, &[u8]); 1] = [(
@@ -9,14 +9,15 @@ const ARCHIVES: [(&str, &[u8]); 1] = [(
 )];
 
 /// The zip archive called `name`.
-pub(super) fn archive(name: &str) -> Result<&'static [u8]> {
+pub(super) fn archive(name: &str) -> Result<&'static [u8], Problem> {
     match ARCHIVES.iter().find(|(known, _)| *known == name) {
         Some((_, bytes)) => Ok(bytes),
         None => {
             let known = ARCHIVES
                 .map(|(name, _)| format!("bundled:{name}"))
                 .join(", ");
-            bail!("no bundled data called `{name}`; there is {known}")
+            let message = format!("no bundled data called `{name}`");
+            Err(Problem::new(message).hint(format!("there is {known}")))
         }
     }
 }

@@ -2,15 +2,16 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 
 use super::cache::{Cache, Known};
 use super::check::{check, skipped};
 use super::classes::{Classes, classes};
-use super::source::{Entry, Source};
+use super::source::{EXTENSIONS, Entry, Source};
 use super::{crop, decode, split};
 use crate::config::section::{Crop, Data, SkinTones};
+use crate::problem::Problem;
 use crate::rng::Draws;
 
 /// One of the two lists of a dataset.
@@ -92,7 +93,7 @@ impl Dataset {
         let mut checked = check(&source, listing.entries);
         listing.skipped.append(&mut checked.skipped);
         if checked.entries.is_empty() {
-            bail!("no usable image in {path}{}", first_of(&listing.skipped));
+            return Err(no_usable_image(path, &listing.skipped).into());
         }
         Ok(Self::new(
             source,
@@ -136,12 +137,14 @@ impl Dataset {
     /// With both numbers.
     pub fn check_batch_size(&self, batch_size: usize) -> Result<()> {
         let n_images = self.training.len();
+        if batch_size <= n_images {
+            return Ok(());
+        }
         let path = &self.settings.path;
-        ensure!(
-            batch_size <= n_images,
-            "batch of {batch_size} images from only {n_images} training images in {path}"
-        );
-        Ok(())
+        let message =
+            format!("batch of {batch_size} images from only {n_images} training images in {path}");
+        let hint = format!("set train.batch_size to at most {n_images}, or give more images");
+        Err(Problem::new(message).hint(hint).into())
     }
 
     /// Number of images in a list.
@@ -237,11 +240,7 @@ impl Dataset {
                 return Ok((file_idx, pixels));
             }
         }
-        bail!(
-            "no usable image in {}{}",
-            self.settings.path,
-            first_of(&self.skipped())
-        )
+        Err(no_usable_image(&self.settings.path, &self.skipped()).into())
     }
 
     /// The pixels of a file, from memory if they are there; `None` if it is damaged.
@@ -289,14 +288,18 @@ fn mirror(pixels: &mut [u8], width: usize) {
     }
 }
 
-/// How many files were skipped, and why the first was.
-fn first_of(skipped: &[SkippedFile]) -> String {
-    match skipped.first() {
+/// Tells how many files were skipped, and why the first was.
+fn no_usable_image(path: &str, skipped: &[SkippedFile]) -> Problem {
+    let first = match skipped.first() {
         Some(SkippedFile { file, reason }) => {
             format!(": {} skipped, the first is {file}: {reason}", skipped.len())
         }
         None => String::new(),
-    }
+    };
+    let extensions = EXTENSIONS.join(", ");
+    Problem::new(format!("no usable image in {path}{first}")).hint(format!(
+        "images are files that end in {extensions}, in it or in folders below"
+    ))
 }
 
 #[cfg(test)]

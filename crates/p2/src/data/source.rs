@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 use super::archive::Archive;
 use super::bundled;
 use super::dataset::SkippedFile;
 use super::folder::Folder;
+use crate::config::DATA_HINT;
+use crate::problem::Problem;
 
 /// A larger file is not read: it is no photograph, and would not fit in memory many times over.
 pub(super) const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -17,7 +19,7 @@ pub(super) const MAX_FILE_BYTES: u64 = 256 << 20;
 pub(super) const MAX_FILES: usize = 1 << 24;
 
 /// Endings of image files, in lower case.
-const EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "gif", "bmp", "webp"];
+pub(super) const EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "gif", "bmp", "webp"];
 
 /// A file that is an image by its name; nothing of it was read yet.
 #[derive(Debug, Clone)]
@@ -87,17 +89,18 @@ impl Source {
             return Ok(Self::Archive(Archive::of_bytes(bundled::archive(name)?)?));
         }
         let path = Path::new(path);
-        let metadata = path
-            .metadata()
-            .with_context(|| format!("cannot read data: {}", path.display()))?;
+        let metadata = path.metadata().map_err(|error| {
+            Problem::new(format!("cannot read data: {}", path.display()))
+                .caused_by(error)
+                .hint(DATA_HINT)
+        })?;
         if metadata.is_dir() {
             return Ok(Self::Folder(Folder::at(path)));
         }
         if !has_extension(&path.to_string_lossy(), &["zip"]) {
-            bail!(
-                "cannot read data: {} is neither a folder nor a .zip",
-                path.display()
-            );
+            let path = path.display();
+            let message = format!("cannot read data: {path} is neither a folder nor a .zip");
+            return Err(Problem::new(message).hint(DATA_HINT).into());
         }
         Ok(Self::Archive(Archive::open(path)?))
     }

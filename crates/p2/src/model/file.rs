@@ -6,9 +6,13 @@ use anyhow::{Context as _, bail};
 use p2_nn::{Cpu, Params};
 
 use super::Model;
-use crate::checkpoint::{self, NamedTensor, StoredTensors, TensorFile};
+use crate::checkpoint::{self, NamedTensor, Skipped, StoredTensors, TensorFile};
 use crate::config::Run;
 use crate::problem::Problem;
+
+/// The way out where there is no model.
+const MODEL_HINT: &str =
+    "give a run folder, a checkpoint folder or a .safetensors file, as p2 train writes them";
 
 /// The name of the averaged weights in a checkpoint, by their half-life.
 pub fn ema_file_name(halflife_images: u64) -> String {
@@ -24,6 +28,8 @@ pub struct Loaded {
     pub run: Run,
     /// The file of its weights.
     pub path: PathBuf,
+    /// Newer checkpoints of its run that are damaged.
+    pub skipped: Vec<Skipped>,
 }
 
 /// Reads a model from a run folder (its newest checkpoint), a checkpoint, or one file. In a
@@ -32,19 +38,23 @@ pub struct Loaded {
 /// # Errors
 /// If there is none, or it carries no configuration, or the weights do not fit it.
 pub fn load(path: &Path, cpu: Cpu) -> anyhow::Result<Loaded> {
-    let path = find(path)?;
-    let stored = StoredTensors::open(&path)?;
-    let Some(metadata) = stored.metadata() else {
-        let message = format!("{} carries no configuration of p2", path.display());
-        let hint = "give a file, a checkpoint or a run that p2 wrote";
-        return Err(Problem::new(message).hint(hint).into());
-    };
-    let run = Run::from_metadata(metadata)
-        .with_context(|| format!("cannot use {}", path.display()))?;
+    let (path, skipped) = find(path)?;
+    let unusable = || Problem::new(format!("cannot use {}", path.display())).hint(MODEL_HINT);
+    let stored = StoredTensors::open(&path).with_context(unusable)?;
+    let metadata = stored
+        .metadata()
+        .context("it carries no configuration of p2");
+    let run = metadata
+        .and_then(Run::from_metadata)
+        .with_context(unusable)?;
     let model = Model::zeros(&run, cpu)?;
-    load_params(model.params(), &stored, "")
-        .with_context(|| format!("cannot use {}", path.display()))?;
-    Ok(Loaded { model, run, path })
+    load_params(model.params(), &stored, "").with_context(unusable)?;
+    Ok(Loaded {
+        model,
+        run,
+        path,
+        skipped,
+    })
 }
 
 /// Writes a model and its configuration as one file, which [`load`] reads.
@@ -121,21 +131,19 @@ pub(crate) fn named_tensors<'a>(
         .collect()
 }
 
-/// The file of weights that a path means.
-fn find(path: &Path) -> anyhow::Result<PathBuf> {
+/// The file of weights that a path means, and newer checkpoints that are damaged.
+fn find(path: &Path) -> anyhow::Result<(PathBuf, Vec<Skipped>)> {
     if path.is_file() {
-        return Ok(path.to_owned());
+        return Ok((path.to_owned(), Vec::new()));
     }
-    let not_found = || {
-        Problem::new(format!("there is no model at {}", path.display()))
-            .hint("give a run folder, a checkpoint folder or a .safetensors file")
-    };
+    let not_found =
+        || Problem::new(format!("there is no model at {}", path.display())).hint(MODEL_HINT);
     if !path.is_dir() {
         return Err(not_found().into());
     }
-    let checkpoint = match checkpoint::newest(&path.join("checkpoints"))? {
-        Some(found) => found.path,
-        None => path.to_owned(),
+    let (checkpoint, skipped) = match checkpoint::newest(&path.join("checkpoints"))? {
+        Some(found) => (found.path, found.skipped),
+        None => (path.to_owned(), Vec::new()),
     };
     let mut averages: Vec<PathBuf> = std::fs::read_dir(&checkpoint)?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -145,7 +153,7 @@ fn find(path: &Path) -> anyhow::Result<PathBuf> {
         })
         .collect();
     averages.sort_unstable();
-    Ok(averages.pop().ok_or_else(not_found)?)
+    Ok((averages.pop().ok_or_else(not_found)?, skipped))
 }
 
 #[cfg(test)]

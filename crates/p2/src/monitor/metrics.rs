@@ -14,6 +14,8 @@ use crate::durable;
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    /// Records of the moment at which the run goes on.
+    last: Vec<Vec<u8>>,
 }
 
 /// What every record holds.
@@ -41,24 +43,33 @@ impl Metrics {
         }
         let file = File::options().create(true).append(true).open(path);
         let file = file.map_err(|error| durable::explain(error, "write", path))?;
+        let is_last = |line: &&[u8]| clock(line).is_some_and(|clock| clock == images_seen);
+        let last = lines(&kept).filter(is_last).map(<[u8]>::to_vec).collect();
         Ok(Self {
             path: path.to_owned(),
             file,
+            last,
         })
     }
 
     /// Adds a record, which must be a JSON object with `images_seen`.
+    ///
+    /// One that stands there already is not added again: a finished run that is started once more
+    /// measures its last held-out loss once more.
     ///
     /// # Errors
     /// If it cannot be written, as on a full disk.
     pub fn append(&mut self, record: &impl Serialize) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         anyhow::ensure!(
-            serde_json::from_slice::<Clock>(&line).is_ok(),
+            clock(&line).is_some(),
             "a record needs `images_seen`: {}",
             String::from_utf8_lossy(&line)
         );
         line.push(b'\n');
+        if self.last.contains(&line) {
+            return Ok(());
+        }
         // One write per line, so that a crash cuts off at most the last one.
         self.file
             .write_all(&line)
@@ -80,14 +91,20 @@ impl Metrics {
 /// The whole lines whose clock is at most `images_seen`.
 fn records_until(text: &[u8], images_seen: u64) -> Vec<u8> {
     let belongs = |line: &&[u8]| {
-        line.ends_with(b"\n")
-            && serde_json::from_slice::<Clock>(line)
-                .is_ok_and(|clock| clock.images_seen <= images_seen)
+        line.ends_with(b"\n") && clock(line).is_some_and(|clock| clock <= images_seen)
     };
+    lines(text).filter(belongs).collect::<Vec<_>>().concat()
+}
+
+/// The lines with their ends.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|&byte| byte == b'\n')
-        .filter(belongs)
-        .collect::<Vec<_>>()
-        .concat()
+}
+
+/// The `images_seen` of a record.
+fn clock(line: &[u8]) -> Option<u64> {
+    let clock = serde_json::from_slice::<Clock>(line).ok()?;
+    Some(clock.images_seen)
 }
 
 #[cfg(test)]
@@ -131,6 +148,18 @@ mod tests {
             records_until(b"\xff\xfe\n{\"images_seen\":1}\n[]\n", 5),
             b"{\"images_seen\":1}\n"
         );
+    }
+
+    #[test]
+    fn a_record_that_stands_there_is_not_added_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m");
+        record(&path, 0, [32, 64]);
+        let before = fs::read(&path).unwrap();
+        record(&path, 64, [64]);
+        assert_eq!(fs::read(&path).unwrap(), before);
+        record(&path, 64, [64, 96]);
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
     }
 
     #[test]

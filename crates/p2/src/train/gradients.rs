@@ -20,7 +20,10 @@ pub(super) struct Gradients {
 
 impl Gradients {
     pub(super) fn zero(params: &Params) -> Self {
-        Self { params: params.clone(), sums: Vec::new() }
+        Self {
+            params: params.clone(),
+            sums: Vec::new(),
+        }
     }
 
     /// Adds the gradients of a micro-batch.
@@ -30,7 +33,9 @@ impl Gradients {
             gradient.with_context(|| format!("`{}` has no gradient", param.name()))
         });
         if self.sums.is_empty() {
-            self.sums = found.map(|gradient| gradient.cloned()).collect::<Result<_, _>>()?;
+            self.sums = found
+                .map(|gradient| gradient.cloned())
+                .collect::<Result<_, _>>()?;
         } else {
             for (sum, gradient) in self.sums.iter_mut().zip(found) {
                 *sum = (&*sum + gradient?)?;
@@ -51,7 +56,7 @@ impl Gradients {
     pub(super) fn checked_norm(&self, files: &[Arc<str>], step: u64) -> anyhow::Result<f64> {
         let mut sum = 0.0;
         for (param, gradient) in self.params.iter().zip(&self.sums) {
-            let norm = square_norm(gradient)?;
+            let norm = fault::number("train.gradient", square_norm(gradient)?);
             if !norm.is_finite() {
                 let message = format!(
                     "the gradient of `{}` is not finite in step {step}; its files: {}",
@@ -105,13 +110,20 @@ pub(super) fn check_loss(
         .zip(t.iter().zip(files))
         .filter(|(loss, _)| !loss.is_finite())
         .map(|(loss, (&t, file))| {
-            format!("{loss} at t = {t} (log-SNR {:.2}) for {file}", log_snr[t as usize])
+            format!(
+                "{loss} at t = {t} (log-SNR {:.2}) for {file}",
+                log_snr[t as usize]
+            )
         })
         .collect();
     if broken.is_empty() {
         return Ok(());
     }
-    Err(diverged(format!("the loss is not finite in step {step}: {}", broken.join("; "))).into())
+    Err(diverged(format!(
+        "the loss is not finite in step {step}: {}",
+        broken.join("; ")
+    ))
+    .into())
 }
 
 fn diverged(message: String) -> Problem {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::held_out::{self, StageErrors};
 use super::{Clock, Interval, LinearDenoiser, StepReport, Trainer};
 use crate::checkpoint::{self, Position, Retention};
-use crate::data::{Dataset, Split};
+use crate::data::Dataset;
 use crate::model::Model;
 use crate::monitor::grid::{Images, Size};
 use crate::monitor::metrics::Metrics;
@@ -29,7 +29,8 @@ pub(crate) struct Observer<'a> {
     pub(super) averaged: Model,
     /// What images, held-out losses and their mark are computed with, unweighted.
     pub(super) objective: Objective,
-    pub(super) linear: LinearDenoiser,
+    /// `None` if there are no held-out losses: it takes a look at all images.
+    pub(super) linear: Option<LinearDenoiser>,
     pub(super) metrics: Metrics,
     pub(super) events: EventWriter,
     pub(super) progress: Progress,
@@ -114,7 +115,10 @@ impl Means {
         }
         put("optim/grad_norm", self.grad_norm / self.n_steps as f64);
         put("optim/lr", report.lr);
-        put("speed/images_per_second", n_images / self.since.elapsed().as_secs_f64());
+        put(
+            "speed/images_per_second",
+            n_images / self.since.elapsed().as_secs_f64(),
+        );
         record
     }
 }
@@ -129,12 +133,18 @@ impl Observer<'_> {
     }
 
     /// Notes a step, and does what has come due.
-    pub(super) fn after_step(&mut self, trainer: &Trainer, report: &StepReport) -> anyhow::Result<()> {
+    pub(super) fn after_step(
+        &mut self,
+        trainer: &Trainer,
+        report: &StepReport,
+    ) -> anyhow::Result<()> {
         let train = &trainer.run.train;
         let clock = trainer.clock;
         let schedule = trainer.model.schedule();
         self.interval.add(report, |t| {
-            let stages = Stage::ALL.iter().position(|stage| stage.timesteps(schedule).contains(&t));
+            let stages = Stage::ALL
+                .iter()
+                .position(|stage| stage.timesteps(schedule).contains(&t));
             stages.unwrap_or(0)
         });
         self.progress.advance(clock.images_seen);
@@ -154,18 +164,25 @@ impl Observer<'_> {
         Ok(())
     }
 
-    /// Names files that turned out to be unusable since the last time.
+    /// Names and counts files that turned out to be unusable since the last time.
     pub(super) fn tell_skipped(&mut self) {
         let skipped = self.dataset.skipped();
-        for file in &skipped[self.n_skipped.min(skipped.len())..] {
-            self.printer.warn(format_args!("skipped {}: {}", file.file, file.reason));
+        if skipped.len() == self.n_skipped {
+            return;
+        }
+        for file in &skipped[self.n_skipped..] {
+            self.printer
+                .warn(format_args!("skipped {}: {}", file.file, file.reason));
         }
         self.n_skipped = skipped.len();
+        self.printer
+            .warn(format_args!("{} files skipped so far", self.n_skipped));
     }
 
     fn log(&mut self, clock: Clock, report: &StepReport) -> anyhow::Result<()> {
         let record = self.interval.record(report);
-        self.progress.report(clock.images_seen, self.interval.readings());
+        self.progress
+            .report(clock.images_seen, self.interval.readings());
         self.interval = Means::new();
         self.write(clock, record)
     }
@@ -175,7 +192,10 @@ impl Observer<'_> {
         let scalars: Vec<Scalar> = numbers
             .iter()
             .filter_map(|(tag, value)| {
-                Some(Scalar { tag: tag.clone(), value: value.as_f64()? as f32 })
+                Some(Scalar {
+                    tag: tag.clone(),
+                    value: value.as_f64()? as f32,
+                })
             })
             .collect();
         self.events.append(clock.images_seen, &scalars)?;
@@ -188,16 +208,16 @@ impl Observer<'_> {
 
     /// Held-out losses of the averaged weights, beside the best linear denoiser of single pixels.
     pub(super) fn evaluate(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
-        if self.dataset.n_images(Split::HeldOut) == 0 {
+        let Some(linear) = &self.linear else {
             return Ok(());
-        }
+        };
         let started = Instant::now();
         self.average(trainer)?;
         let batch_size = trainer.run.train.micro_batch_size;
         let errors =
             held_out::evaluate(&self.averaged, &self.objective, &self.dataset, batch_size)?;
         let schedule = self.averaged.schedule();
-        let linear = StageErrors::try_new(|stage| Ok(self.linear.mse_eps(schedule, stage)))?;
+        let linear = StageErrors::try_new(|stage| Ok(linear.mse_eps(schedule, stage)))?;
         self.printer.note(format_args!(
             "held-out error on the noise at {} images (best linear denoiser of single pixels): \
              clean-up {:.4} ({:.4}), content {:.4} ({:.4}), coarse {:.5} ({:.5})",
@@ -211,7 +231,10 @@ impl Observer<'_> {
         ));
         let mut record = Map::new();
         for (group, errors) in [("held_out", errors), ("linear_denoiser", linear)] {
-            for (name, value) in STAGE_NAMES.iter().zip([errors.clean_up, errors.content, errors.coarse])
+            for (name, value) in
+                STAGE_NAMES
+                    .iter()
+                    .zip([errors.clean_up, errors.content, errors.coarse])
             {
                 record.insert(format!("{group}/mse_eps_{name}"), json!(value));
             }
@@ -234,7 +257,10 @@ impl Observer<'_> {
             class: None,
         };
         let mut pixels = Vec::new();
-        let (n, batch_size) = (sample.n_images as u64, trainer.run.train.micro_batch_size as u64);
+        let (n, batch_size) = (
+            sample.n_images as u64,
+            trainer.run.train.micro_batch_size as u64,
+        );
         for first in (0..n).step_by(batch_size as usize) {
             let images = first..(first + batch_size).min(n);
             let drawn = draw(&self.averaged, images, &options, || Ok(()))?;
@@ -243,15 +269,28 @@ impl Observer<'_> {
         let size = self.averaged.image_size();
         let name = format!("images-{:010}.png", trainer.clock.images_seen);
         let path = self.run_dir.samples().join(name);
-        Images::new(Size { height: size, width: size }, &pixels)?.save_grid(&path)?;
-        self.printer.note(format_args!("samples: {}", path.display()));
+        Images::new(
+            Size {
+                height: size,
+                width: size,
+            },
+            &pixels,
+        )?
+        .save_grid(&path)?;
+        self.printer
+            .note(format_args!("samples: {}", path.display()));
         self.finishing_secs[1] = started.elapsed().as_secs_f64();
         Ok(())
     }
 
     /// Copies the averaged weights into the network that is looked at.
     fn average(&self, trainer: &Trainer) -> anyhow::Result<()> {
-        for (param, state) in self.averaged.params().iter().zip(trainer.optimizer.states()) {
+        for (param, state) in self
+            .averaged
+            .params()
+            .iter()
+            .zip(trainer.optimizer.states())
+        {
             param.set_values(&state.ema)?;
         }
         Ok(())
@@ -261,9 +300,14 @@ impl Observer<'_> {
     pub(super) fn save(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
         let started = Instant::now();
         self.metrics.sync()?;
-        let Clock { images_seen, step, .. } = trainer.clock;
+        let Clock {
+            images_seen, step, ..
+        } = trainer.clock;
         let train = &trainer.run.train;
-        let retention = Retention { keep_last: train.keep_last, keep_every: train.keep_every.0 };
+        let retention = Retention {
+            keep_last: train.keep_last,
+            keep_every: train.keep_every.0,
+        };
         let path = checkpoint::save(
             &self.run_dir.checkpoints(),
             Position { images_seen, step },
@@ -271,7 +315,8 @@ impl Observer<'_> {
             retention,
         )
         .context("cannot save a checkpoint")?;
-        self.printer.detail(format_args!("checkpoint: {}", path.display()));
+        self.printer
+            .detail(format_args!("checkpoint: {}", path.display()));
         self.saved_at = Some(images_seen);
         self.finishing_secs[2] = started.elapsed().as_secs_f64();
         Ok(())

@@ -77,14 +77,19 @@ pub fn train(
     tell_start(&run_dir, &run, clock, is_new, printer);
     let mut trainer = Trainer::new(run, &dataset, clock, setup.cpu)?;
     if let Some(found) = &found {
-        trainer.restore(found).with_context(|| format!("cannot continue {}", found.path.display()))?;
+        trainer
+            .restore(found)
+            .with_context(|| format!("cannot continue {}", found.path.display()))?;
     }
     let limits = limits(clock);
     let mut observer = Observer::new(&trainer, &run_dir, &dataset, setup.cpu, &limits, printer)?;
+    observer.saved_at = found.map(|found| found.state.position.images_seen);
     observer.tell_skipped();
     trainer.run(&mut observer, &limits)?;
     finish(&trainer, &mut observer, &limits)?;
-    let Clock { images_seen, step, .. } = trainer.clock;
+    let Clock {
+        images_seen, step, ..
+    } = trainer.clock;
     Ok(Outcome {
         run: run_dir.path().to_owned(),
         images_seen,
@@ -108,11 +113,10 @@ fn open_dataset(run: &Run, printer: &Printer) -> anyhow::Result<Dataset> {
         return Err(Problem::new(message).hint("raise model.n_classes").into());
     }
     printer.note(format_args!(
-        "{}: {} images to train on, {} held out, {} files skipped",
+        "{}: {} images to train on, {} held out",
         run.data.path,
         dataset.n_images(Split::Training),
         dataset.n_images(Split::HeldOut),
-        dataset.skipped().len(),
     ));
     Ok(dataset)
 }
@@ -126,7 +130,10 @@ fn check_manifest(run_dir: &RunDir, dataset: &Dataset, is_new: bool) -> anyhow::
     if begun_with == dataset.fingerprint() {
         return Ok(());
     }
-    let message = format!("the images are not those that {} was begun with", run_dir.path().display());
+    let message = format!(
+        "the images are not those that {} was begun with",
+        run_dir.path().display()
+    );
     Err(Problem::new(message)
         .because("the same place in the run would mean another image")
         .hint("restore the images, or begin another run with --out DIR")
@@ -137,8 +144,7 @@ fn find_checkpoint(run_dir: &RunDir, printer: &Printer) -> anyhow::Result<Option
     checkpoint::clean(&run_dir.checkpoints())?;
     let found = checkpoint::newest(&run_dir.checkpoints())?;
     for skipped in found.iter().flat_map(|found| &found.skipped) {
-        let path = skipped.path.display();
-        printer.warn(format_args!("{path} is damaged and left alone: {}", skipped.reason));
+        printer.warn(skipped);
     }
     Ok(found)
 }
@@ -157,7 +163,9 @@ fn record_start(
     } else {
         run_dir.read_manifest()?
     };
-    manifest.starts.push(StartRecord::now(clock.images_seen, changed));
+    manifest
+        .starts
+        .push(StartRecord::now(clock.images_seen, changed));
     run_dir.write_manifest(&manifest)?;
     run_dir.write_config(run)
 }
@@ -168,7 +176,9 @@ fn tell_start(run_dir: &RunDir, run: &Run, clock: Clock, is_new: bool, printer: 
         printer.note(format_args!("new run in {path}, of {total} images"));
     } else {
         let seen = clock.images_seen;
-        printer.note(format_args!("continuing {path} at {seen} of {total} images"));
+        printer.note(format_args!(
+            "continuing {path} at {seen} of {total} images"
+        ));
     }
 }
 
@@ -226,6 +236,8 @@ impl<'a> Observer<'a> {
         printer: &'a Printer,
     ) -> anyhow::Result<Self> {
         let averaged = Model::zeros(&trainer.run, cpu)?;
+        let is_measured =
+            trainer.run.train.held_out_every.0 > 0 && dataset.n_images(Split::HeldOut) > 0;
         let from = trainer.clock.images_seen;
         let total = trainer.run.train.total_images.0;
         let to = limits.max_images.map_or(total, |max| max.min(total));
@@ -235,7 +247,9 @@ impl<'a> Observer<'a> {
             dataset: Arc::clone(dataset),
             objective: averaged.objective(&trainer.run)?,
             averaged,
-            linear: LinearDenoiser::fit(dataset)?,
+            linear: is_measured
+                .then(|| LinearDenoiser::fit(dataset))
+                .transpose()?,
             metrics: Metrics::open(&run_dir.metrics(), from)?,
             events: EventWriter::create(&run_dir.tensorboard(), from)?,
             progress: Progress::new(printer, Course { from, to }),

@@ -127,6 +127,8 @@ fn a_configuration_that_is_no_text_is_refused() {
         --- stderr
         error: the configuration is not UTF-8 text: my.toml
           cause: invalid utf-8 sequence of 1 bytes from index 7
+
+        hint: save it as UTF-8 in a text editor
     "#]],
     );
 }
@@ -289,7 +291,7 @@ fn a_malformed_fault_is_refused() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     expect![[r#"
-        error: P2_FAULT=nonsense is not of the form point:count or point:count=enospc
+        error: P2_FAULT=nonsense is not of the form point:count, point:count=enospc or point:count=nan
 
         hint: unset P2_FAULT: it is for tests
     "#]]

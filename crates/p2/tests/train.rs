@@ -1,0 +1,28 @@
+//! Whole training runs through the program: interrupted, damaged, repeated, and what they leave.
+
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::disallowed_methods, reason = "tests write scratch files")]
+
+mod train {
+    /// Two ways to say one thing, which must give the same numbers.
+    mod equal;
+    /// A NaN, a full disk, a damaged checkpoint.
+    mod fault;
+    /// Folders with images that cannot be used.
+    mod images;
+    /// What the program says about images, folders and runs that it cannot use.
+    mod message;
+    /// Every value of every option.
+    mod option;
+    #[path = "../cli/program.rs"]
+    pub(crate) mod program;
+    /// A folder with small images, and runs in it.
+    pub(crate) mod project;
+    /// Killed runs end with the bits of a run that was left in peace.
+    mod resume;
+    /// Drawn images, which depend on the model, the seed and their number alone.
+    mod sample;
+    /// Ctrl-C and termination.
+    mod signal;
+}

@@ -1,0 +1,317 @@
+//! Drawn images, which depend on the model, the seed and their number alone.
+
+use std::fs;
+use std::path::Path;
+
+use expect_test::{Expect, expect};
+use p2::checkpoint::StoredTensors;
+
+use super::program::{self, p2};
+use super::project::{Project, names_in, stderr};
+
+/// A model of two classes that has learnt a little, in `run`.
+fn trained() -> Project {
+    let project = Project::new();
+    project.finish("run", &["--max-images", "24", "--threads", "1"]);
+    project
+}
+
+/// The unrounded pixels of `n_images` images, by bits.
+#[track_caller]
+fn draw(project: &Project, model: &str, n_images: usize, more: &[&str]) -> Vec<u32> {
+    let n = n_images.to_string();
+    let arguments = [
+        "sample",
+        model,
+        "--n-images",
+        &n,
+        "--out",
+        "drawn",
+        "--raw",
+        "raw.safetensors",
+    ];
+    let output = p2(project.path(), &[&arguments[..], more].concat())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let raw = StoredTensors::open(&project.path().join("raw.safetensors")).unwrap();
+    assert_eq!(raw.shape("images"), Some(&[n_images, 8, 8, 3][..]));
+    raw.values("images")
+        .unwrap()
+        .into_iter()
+        .map(f32::to_bits)
+        .collect()
+}
+
+#[test]
+fn neither_batch_nor_threads_nor_number_change_an_image() {
+    let project = trained();
+    let mut seen = Vec::new();
+    for how in [
+        &["--sampler", "ddim", "--eta", "0", "--steps", "5"][..],
+        &["--sampler", "ddim", "--eta", "0.5", "--steps", "5"],
+        &["--sampler", "ancestral", "--steps", "5"],
+    ] {
+        let expected = draw(&project, "run", 7, &[how, &["--threads", "1"]].concat());
+        for (batch_size, threads) in [("1", "2"), ("3", "1"), ("3", "2"), ("16", "2")] {
+            let more = ["--batch-size", batch_size, "--threads", threads];
+            let drawn = draw(&project, "run", 7, &[how, &more].concat());
+            assert!(drawn == expected, "{how:?} {more:?}");
+        }
+        let fewer = draw(&project, "run", 2, how);
+        assert!(
+            fewer == expected[..fewer.len()],
+            "{how:?}: fewer images are others"
+        );
+        let another_seed = draw(&project, "run", 7, &[how, &["--seed", "1"]].concat());
+        assert!(
+            another_seed != expected,
+            "{how:?}: the seed changes nothing"
+        );
+        assert!(
+            !seen.contains(&expected),
+            "{how:?} draws like another sampler"
+        );
+        seen.push(expected);
+    }
+}
+
+#[test]
+fn classes_are_drawn_in_turn_or_alone() {
+    let project = trained();
+    let n_pixels = 8 * 8 * 3;
+    let all = draw(&project, "run", 4, &[]);
+    for class in [0, 1] {
+        let alone = draw(&project, "run", 4, &["--class", &class.to_string()]);
+        for (image, (a, b)) in all.chunks(n_pixels).zip(alone.chunks(n_pixels)).enumerate() {
+            assert_eq!(a == b, image % 2 == class, "image {image}, class {class}");
+        }
+    }
+}
+
+#[test]
+fn a_run_a_checkpoint_and_a_file_are_the_same_model() {
+    let project = trained();
+    let expected = draw(&project, "run", 3, &[]);
+    let checkpoint = "run/checkpoints/images-0000000024";
+    let averaged = "ema-halflife-40.safetensors";
+    let file = project.path().join(checkpoint).join(averaged);
+    let elsewhere = project.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::copy(&file, elsewhere.join("mine.safetensors")).unwrap();
+    let file = file.to_str().unwrap();
+    for model in [checkpoint, file, "elsewhere/mine.safetensors"] {
+        assert!(draw(&project, model, 3, &[]) == expected, "{model}");
+    }
+    // The weights that are not averaged are another model.
+    let weights = format!("{checkpoint}/model.safetensors");
+    assert!(draw(&project, &weights, 3, &[]) != expected);
+    // Pictures are named by number, in whatever order and company.
+    let drawn = names_in(&project.path().join("drawn"));
+    assert_eq!(
+        drawn,
+        ["000000.png", "000001.png", "000002.png", "grid.png"]
+    );
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over() {
+    let project = trained();
+    let before = draw(&project, "run/checkpoints/images-0000000012", 2, &[]);
+    let newest = project.checkpoints("run").join("images-0000000024");
+    fs::write(newest.join("state.json"), "{}").unwrap();
+    let arguments = ["-q", "sample", "run", "--n-images", "1", "--out", "drawn"];
+    let output = p2(project.path(), &arguments).output().unwrap();
+    assert!(output.status.success());
+    let said = stderr(&output);
+    let expected = "warning: run/checkpoints/images-0000000024 is damaged and left alone: ";
+    assert!(
+        said.starts_with(expected) && said.lines().count() == 1,
+        "{said}"
+    );
+    assert!(draw(&project, "run", 2, &[]) == before);
+}
+
+fn check_refused(folder: &Path, model: &str, more: &[&str], expected: &Expect) {
+    let arguments = [
+        &["sample", model, "--n-images", "1", "--out", "drawn"],
+        more,
+    ]
+    .concat();
+    program::check(folder, &arguments, expected);
+    assert!(!folder.join("drawn").exists(), "something was drawn");
+}
+
+#[test]
+fn what_is_no_model_is_refused() {
+    let project = trained();
+    let folder = project.path();
+    let check = |model: &str, expected: &Expect| check_refused(folder, model, &[], expected);
+    check(
+        "nowhere",
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: there is no model at nowhere
+
+        hint: give a run folder, a checkpoint folder or a .safetensors file, as p2 train writes them
+    "#]],
+    );
+    check(
+        "images",
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: there is no model at images
+
+        hint: give a run folder, a checkpoint folder or a .safetensors file, as p2 train writes them
+    "#]],
+    );
+    check(
+        "tiny.toml",
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: cannot use tiny.toml
+          cause: cannot read tiny.toml
+          cause: header too large
+
+        hint: give a run folder, a checkpoint folder or a .safetensors file, as p2 train writes them
+    "#]],
+    );
+    check(
+        "run/checkpoints/images-0000000024/optimizer.safetensors",
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: cannot use run/checkpoints/images-0000000024/optimizer.safetensors
+          cause: it carries no configuration of p2
+
+        hint: give a run folder, a checkpoint folder or a .safetensors file, as p2 train writes them
+    "#]],
+    );
+    let model = folder.join("run/checkpoints/images-0000000024/model.safetensors");
+    let bytes = fs::read(&model).unwrap();
+    fs::write(folder.join("cut.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    check(
+        "cut.safetensors",
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: cannot use cut.safetensors
+          cause: cannot read cut.safetensors
+          cause: incomplete metadata, file not fully covered
+
+        hint: give a run folder, a checkpoint folder or a .safetensors file, as p2 train writes them
+    "#]],
+    );
+}
+
+#[test]
+fn what_the_model_cannot_draw_is_refused() {
+    let project = trained();
+    let folder = project.path();
+    let check = |more: &[&str], expected: &Expect| check_refused(folder, "run", more, expected);
+    check(
+        &["--class", "2"],
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: class 2 of a model with 2 classes
+
+        hint: use --class from 0 to 1
+    "#]],
+    );
+    check(
+        &["--steps", "1001"],
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: 1001 steps, but the model knows 1000 noise levels
+
+        hint: use --steps from 1 to 1000
+    "#]],
+    );
+    check(
+        &["--sampler", "ancestral", "--eta", "0.5"],
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: ancestral sampling has no eta
+
+        hint: leave --eta away, or use --sampler ddim
+    "#]],
+    );
+    project.finish("plain", &["--max-steps", "1", "--set", "model.n_classes=0"]);
+    check_refused(
+        folder,
+        "plain",
+        &["--class", "0"],
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: the model knows no classes
+
+        hint: leave --class away
+    "#]],
+    );
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_refused() {
+    let project = trained();
+    let folder = project.path();
+    let arguments = [
+        "-q",
+        "sample",
+        "run",
+        "--n-images",
+        "1",
+        "--out",
+        "tiny.toml/drawn",
+    ];
+    program::check(
+        folder,
+        &arguments,
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: cannot make the folder tiny.toml/drawn
+          cause: Not a directory (os error 20)
+
+        hint: a file is in the way: choose another folder with --out DIR
+    "#]],
+    );
+    let arguments = [
+        "-q",
+        "sample",
+        "run",
+        "--n-images",
+        "1",
+        "--out",
+        "tiny.toml",
+    ];
+    program::check(
+        folder,
+        &arguments,
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: cannot make the folder tiny.toml
+          cause: File exists (os error 17)
+
+        hint: a file is in the way: choose another folder with --out DIR
+    "#]],
+    );
+}
