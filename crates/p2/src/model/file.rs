@@ -63,7 +63,10 @@ pub fn load(path: &Path, cpu: Cpu) -> anyhow::Result<Loaded> {
 /// If the weights cannot be read, or the disk refuses.
 pub fn save(path: &Path, model: &Model, run: &Run) -> anyhow::Result<()> {
     let params = model.params();
-    let values = params.iter().map(p2_nn::params::Param::values).collect::<Result<Vec<_>, _>>()?;
+    let values = params
+        .iter()
+        .map(p2_nn::params::Param::values)
+        .collect::<Result<Vec<_>, _>>()?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let values = values.iter().map(Vec::as_slice);
     let file = tensor_file(name, &run.to_metadata()?, params, values)?;
@@ -173,10 +176,18 @@ mod tests {
         save(&path, &model, &run).unwrap();
 
         let loaded = load(&path, cpu).unwrap();
-        assert_eq!(loaded.run.to_metadata().unwrap(), run.to_metadata().unwrap());
+        assert_eq!(
+            loaded.run.to_metadata().unwrap(),
+            run.to_metadata().unwrap()
+        );
         let pairs = model.params().iter().zip(loaded.model.params().iter());
         for (saved, loaded) in pairs {
-            assert_eq!(saved.values().unwrap(), loaded.values().unwrap(), "{}", saved.name());
+            assert_eq!(
+                saved.values().unwrap(),
+                loaded.values().unwrap(),
+                "{}",
+                saved.name()
+            );
         }
     }
 }
