@@ -34,8 +34,8 @@ impl Gradients {
         });
         if self.sums.is_empty() {
             self.sums = found
-                .map(|gradient| gradient.cloned())
-                .collect::<Result<_, _>>()?;
+                .map(|gradient| Ok(gradient?.clone()))
+                .collect::<anyhow::Result<_>>()?;
         } else {
             for (sum, gradient) in self.sums.iter_mut().zip(found) {
                 *sum = (&*sum + gradient?)?;
