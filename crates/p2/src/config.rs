@@ -267,3 +267,7 @@ impl Deref for Run {
 
 #[cfg(test)]
 mod tests;
+
+/// A configuration that stays as it is, whatever becomes of the presets.
+#[cfg(test)]
+const TEST_CONFIG: &str = "src/config/tests.toml";

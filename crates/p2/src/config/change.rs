@@ -97,11 +97,11 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Base, Override, resolve};
+    use crate::config::{Base, Override, TEST_CONFIG, resolve};
 
     fn emoji(assignments: &[&str]) -> RunConfig {
         let overrides: Vec<_> = assignments.iter().map(|text| Override::set(text)).collect();
-        let run = resolve(&Base::Preset("emoji-32".to_owned()), &overrides).unwrap();
+        let run = resolve(&Base::File(TEST_CONFIG.into()), &overrides).unwrap();
         run.config().clone()
     }
 

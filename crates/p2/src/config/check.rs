@@ -394,10 +394,10 @@ fn check_sample(sample: &Sample, config: &RunConfig) -> Result<(), Violation> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Base, Override, resolve};
+    use crate::config::{Base, Override, TEST_CONFIG, resolve};
 
     fn with(assignments: &[&str]) -> RunConfig {
-        let base = Base::Preset("emoji-32".to_owned());
+        let base = Base::File(TEST_CONFIG.into());
         // Values are put in by serde alone: the ranges are what is tested.
         let mut tree = base.tree().unwrap();
         for assignment in assignments {

@@ -14,7 +14,7 @@ fn preset(name: &str) -> Base {
 
 fn emoji(assignments: &[&str]) -> Result<Run, Problem> {
     let overrides: Vec<_> = assignments.iter().map(|text| Override::set(text)).collect();
-    resolve(&preset("emoji-32"), &overrides)
+    resolve(&Base::File(TEST_CONFIG.into()), &overrides)
 }
 
 fn render(problem: Problem) -> String {
@@ -25,7 +25,7 @@ fn render(problem: Problem) -> String {
 fn check_file(from: &str, to: &str, expected: &Expect) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("my.toml");
-    let text = Preset::find("emoji-32").unwrap().text;
+    let text = include_str!("tests.toml");
     assert!(text.contains(from), "{from:?} is not in the preset");
     fs::write(&path, text.replacen(from, to, 1)).unwrap();
     let problem = resolve(&Base::File(path), &[]).unwrap_err();
@@ -351,7 +351,7 @@ fn a_flag_gets_the_same_checks_as_a_file() {
         "loss.weighting.kind=simple",
         &expect![[r#"
             error: unknown key `k` in `loss.weighting`
-              --> configs/emoji-32.toml:31:28
+              --> src/config/tests.toml:31:28
                |
             31 | weighting = { kind = "p2", k = 1.0, gamma = 1.0 }     # the paper's choice; gamma = 0 is the baseline
                |
@@ -388,7 +388,7 @@ fn single_values_are_set() {
 fn a_flag_of_its_own_takes_any_text_as_it_is() {
     for path in ["true", "1", "[x]", "a \"b\" 'c'\n", ""] {
         let run = resolve(
-            &preset("emoji-32"),
+            &Base::File(TEST_CONFIG.into()),
             &[Override::flag("--data", "data.path", &path.into())],
         );
         assert_eq!(run.unwrap().data.path, path);
@@ -547,7 +547,7 @@ fn an_empty_data_path_has_a_way_out() {
 
 #[test]
 fn no_text_makes_the_reader_panic() {
-    let text = Preset::find("emoji-32").unwrap().text;
+    let text = include_str!("tests.toml");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.toml");
     let last_key = text.rfind("seed").unwrap();
