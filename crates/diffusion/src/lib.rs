@@ -1,3 +1,4 @@
+//! Schedules, prediction targets, loss weightings, losses and samplers of image diffusion models.
 #![doc = include_str!("../README.md")]
 
 mod denoiser;

@@ -20,7 +20,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 8.333_452e-3;
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_6e-1;
-    let p = p * r + 5.000_000_1e-1;
+    let p = p * r + 0.5;
     let power_of_two = f32::from_bits(
         shifted
             .to_bits()
@@ -123,7 +123,7 @@ pub fn concat(a: &[f32], b: &[f32], channels: [usize; 2], y: &mut [f32], cpu: Cp
         });
 }
 
-/// Takes the channels of an image apart again: the inverse, and the gradient, of [`concat`].
+/// Takes the channels of an image apart again: the inverse, and the gradient, of [`concat()`].
 pub fn split(y: &[f32], channels: [usize; 2], a: &mut [f32], b: &mut [f32], cpu: Cpu) {
     let [c_a, c_b] = channels;
     assert_eq!(a.len() + b.len(), y.len());

@@ -241,6 +241,10 @@ impl OuterProducts<'_> {
         }
     }
 
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "constant bounds keep sums in registers"
+    )]
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, row: usize, col: usize) {
         let n_cols = COLS.min(self.n_cols - col);

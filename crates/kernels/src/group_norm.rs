@@ -121,29 +121,7 @@ impl GroupNorm {
         let partial = self.backward_sums(&inputs, moments, d_y, d_x, cpu);
         self.sum_tiles(&partial, d_scale, d_shift);
 
-        // d_x = rstd (scale d_u - mean(scale d_u) - xhat mean(scale d_u xhat)), means over a group,
-        // written as slope * d_u + along * (x - mean) + offset.
-        let per_group = self.c / self.n_groups;
-        let count = (per_group * self.n_positions) as f64;
-        let mut lines = vec![0.0; self.n * 3 * self.c];
-        for (image, line) in lines.chunks_exact_mut(3 * self.c).enumerate() {
-            let of = |values: &[f32], c: usize| f64::from(values[image * self.c + c]);
-            for group in 0..self.n_groups {
-                let channels = group * per_group..(group + 1) * per_group;
-                let (mut sum, mut sum_xhat) = (0.0, 0.0);
-                for c in channels.clone() {
-                    sum += of(inputs.scale, c) * of(d_shift, c);
-                    sum_xhat += of(inputs.scale, c) * of(d_scale, c);
-                }
-                for c in channels {
-                    let rstd = f64::from(moments[(image * 2 + 1) * self.c + c]);
-                    let along = -rstd * rstd * sum_xhat / count;
-                    line[c] = (rstd * of(inputs.scale, c)) as f32;
-                    line[self.c + c] = along as f32;
-                    line[2 * self.c + c] = (-rstd * sum / count) as f32;
-                }
-            }
-        }
+        let lines = self.backward_lines(&inputs, moments, d_scale, d_shift);
         let shared = Shared::new(d_x);
         self.for_each_tile(cpu, |image, positions| {
             let line = &lines[image * 3 * self.c..][..3 * self.c];
@@ -165,6 +143,41 @@ impl GroupNorm {
                 },
             );
         });
+    }
+
+    /// What turns the gradient before the activation into that of the input, `[N, 3, C]`.
+    ///
+    /// `d_x = rstd (scale d_u - mean(scale d_u) - xhat mean(scale d_u xhat))`, means over a group,
+    /// is written as `slope * d_u + along * (x - mean) + offset`.
+    fn backward_lines(
+        &self,
+        inputs: &Inputs<'_>,
+        moments: &[f32],
+        d_scale: &[f32],
+        d_shift: &[f32],
+    ) -> Vec<f32> {
+        let per_group = self.c / self.n_groups;
+        let count = (per_group * self.n_positions) as f64;
+        let mut lines = vec![0.0; self.n * 3 * self.c];
+        for (image, line) in lines.chunks_exact_mut(3 * self.c).enumerate() {
+            let of = |values: &[f32], c: usize| f64::from(values[image * self.c + c]);
+            for group in 0..self.n_groups {
+                let channels = group * per_group..(group + 1) * per_group;
+                let (mut sum, mut sum_xhat) = (0.0, 0.0);
+                for c in channels.clone() {
+                    sum += of(inputs.scale, c) * of(d_shift, c);
+                    sum_xhat += of(inputs.scale, c) * of(d_scale, c);
+                }
+                for c in channels {
+                    let rstd = f64::from(moments[(image * 2 + 1) * self.c + c]);
+                    let along = -rstd * rstd * sum_xhat / count;
+                    line[c] = (rstd * of(inputs.scale, c)) as f32;
+                    line[self.c + c] = along as f32;
+                    line[2 * self.c + c] = (-rstd * sum / count) as f32;
+                }
+            }
+        }
+        lines
     }
 
     /// Writes the gradient before the activation into `d_u` and returns, per tile, its sums and

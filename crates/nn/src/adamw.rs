@@ -41,10 +41,18 @@ impl AdamW {
             .map(|param| {
                 let ema = param.values()?;
                 let zeros = vec![0.0; ema.len()];
-                Ok(Mutex::new(State { exp_avg: zeros.clone(), exp_avg_sq: zeros, ema }))
+                Ok(Mutex::new(State {
+                    exp_avg: zeros.clone(),
+                    exp_avg_sq: zeros,
+                    ema,
+                }))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { params: params.clone(), states, cpu })
+        Ok(Self {
+            params: params.clone(),
+            states,
+            cpu,
+        })
     }
 
     /// The parameters that it moves.
@@ -54,12 +62,16 @@ impl AdamW {
 
     /// What is remembered of each parameter, in their order; not to be held over a step.
     pub fn states(&self) -> impl Iterator<Item = MutexGuard<'_, State>> {
-        self.states.iter().map(|state| state.lock().unwrap_or_else(PoisonError::into_inner))
+        self.states
+            .iter()
+            .map(|state| state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The same, to be replaced.
     pub fn states_mut(&mut self) -> impl Iterator<Item = &mut State> {
-        self.states.iter_mut().map(|state| state.get_mut().unwrap_or_else(PoisonError::into_inner))
+        self.states
+            .iter_mut()
+            .map(|state| state.get_mut().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Moves the parameters against `gradients`, one for each in order.
@@ -72,8 +84,15 @@ impl AdamW {
             return Err(Error::Gradients { given, needed });
         }
         for ((param, gradient), state) in self.params.iter().zip(gradients).zip(&self.states) {
-            let op = Update { step, state, cpu: self.cpu };
-            param.var().as_tensor().inplace_op2(&gradient.contiguous()?, &op)?;
+            let op = Update {
+                step,
+                state,
+                cpu: self.cpu,
+            };
+            param
+                .var()
+                .as_tensor()
+                .inplace_op2(&gradient.contiguous()?, &op)?;
         }
         Ok(())
     }
@@ -98,13 +117,24 @@ impl InplaceOp2 for Update<'_> {
         gradient_layout: &Layout,
     ) -> candle_core::Result<()> {
         let gradient = crate::op::slice(gradient, gradient_layout)?;
-        let CpuStorage::F32(param) = param else { candle_core::bail!("adamw needs f32 weights") };
+        let CpuStorage::F32(param) = param else {
+            candle_core::bail!("adamw needs f32 weights")
+        };
         let Some((start, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("adamw needs contiguous weights");
         };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { exp_avg, exp_avg_sq, ema } = &mut *state;
-        let state = kernel::State { param: &mut param[start..end], exp_avg, exp_avg_sq, ema };
+        let State {
+            exp_avg,
+            exp_avg_sq,
+            ema,
+        } = &mut *state;
+        let state = kernel::State {
+            param: &mut param[start..end],
+            exp_avg,
+            exp_avg_sq,
+            ema,
+        };
         self.step.step(gradient, state, self.cpu);
         Ok(())
     }

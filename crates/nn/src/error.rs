@@ -23,6 +23,9 @@ pub enum Error {
     /// A parameter of the network is missing among the given ones, or one too many was given.
     #[error("parameter `{0}` is missing or not part of the network")]
     ParamName(String),
+    /// Two parameters of one network have the same name.
+    #[error("parameter `{0}` exists already")]
+    ParamTwice(String),
     /// The optimizer was not given one gradient per parameter.
     #[error("{given} gradients for {needed} parameters")]
     Gradients {

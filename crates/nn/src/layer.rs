@@ -1,4 +1,7 @@
 //! Layers: parameters and the op that uses them.
+//!
+//! A layer takes its parameters from a [`Builder`], which names and fills them, and is differentiable
+//! with respect to its input and its parameters.
 
 use candle_core::{Tensor, Var};
 
@@ -8,12 +11,12 @@ use crate::op::{conv2d, group_norm};
 use crate::params::{Builder, Init, Kind};
 use crate::{Cpu, Result};
 
-/// Groups of every norm in the reference's network.
-pub(crate) const N_GROUPS: usize = 32;
+/// Groups of every norm, as in the reference's network.
+pub const N_GROUPS: usize = 32;
 
-/// How a layer's weights start.
+/// How a layer's weights and bias start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Start {
+pub enum Start {
     /// Uniform up to `1 / sqrt(fan_in)`, weights and bias (PyTorch's default).
     Random,
     /// Zero, so that a residual branch adds nothing at first.
@@ -23,55 +26,87 @@ pub(crate) enum Start {
 impl Start {
     fn init(self, fan_in: usize) -> Init {
         match self {
-            Self::Random => Init::Uniform { bound: 1.0 / (fan_in as f64).sqrt() },
+            Self::Random => Init::Uniform {
+                bound: 1.0 / (fan_in as f64).sqrt(),
+            },
             Self::Zero => Init::Zeros,
         }
     }
 }
 
 /// Sizes of a convolution.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ConvSize {
-    pub(crate) c_in: usize,
-    pub(crate) c_out: usize,
-    pub(crate) kernel: usize,
-    pub(crate) stride: usize,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvSize {
+    /// Channels of the input.
+    pub c_in: usize,
+    /// Channels of the output.
+    pub c_out: usize,
+    /// Height and width of the filter, in pixels; odd.
+    pub kernel: usize,
+    /// Distance of two output positions in the input, in pixels; at least 1.
+    pub stride: usize,
 }
 
-/// A convolution that pads by half its kernel.
+/// A convolution that pads by half its kernel, so that a stride of 1 keeps the size of the image.
 #[derive(Debug)]
-pub(crate) struct Conv2d {
+pub struct Conv2d {
     weight: Var,
     bias: Var,
     geometry: Geometry,
 }
 
 impl Conv2d {
-    pub(crate) fn new(builder: &mut Builder<'_, '_>, size: ConvSize, start: Start) -> Result<Self> {
-        let ConvSize { c_in, c_out, kernel, stride } = size;
+    /// Creates `weight`, `[C_out, C_in, K, K]` in files, and `bias`, `[C_out]`.
+    ///
+    /// # Errors
+    /// As [`Builder::param`].
+    pub fn new(builder: &mut Builder<'_, '_>, size: ConvSize, start: Start) -> Result<Self> {
+        let ConvSize {
+            c_in,
+            c_out,
+            kernel,
+            stride,
+        } = size;
         let init = start.init(c_in * kernel * kernel);
         Ok(Self {
             weight: builder.param("weight", Kind::Conv2d, &[c_out, c_in, kernel, kernel], init)?,
             bias: builder.param("bias", Kind::Vector, &[c_out], init)?,
-            geometry: Geometry { stride, padding: kernel / 2 },
+            geometry: Geometry {
+                stride,
+                padding: kernel / 2,
+            },
         })
     }
 
-    /// `[N, H, W, C_in]` to `[N, H', W', C_out]`.
-    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        Ok(conv2d::conv2d(x, &self.weight, &self.bias, self.geometry, cpu)?)
+    /// `[N, H, W, C_in]` to `[N, H', W', C_out]`, with `H' = ceil(H / stride)`.
+    ///
+    /// # Errors
+    /// [`Error::Candle`](crate::Error::Candle) if `x` is not `[N, H, W, C_in]`, the stride is 0, or
+    /// the padded image is smaller than the filter.
+    pub fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+        Ok(conv2d::conv2d(
+            x,
+            &self.weight,
+            &self.bias,
+            self.geometry,
+            cpu,
+        )?)
     }
 }
 
 /// A linear layer over channels.
 #[derive(Debug)]
-pub(crate) struct Linear {
+pub struct Linear {
     weight: Var,
     bias: Var,
 }
 
 impl Linear {
-    pub(crate) fn new(
+    /// Creates `weight`, `[C_out, C_in]` in files, and `bias`, `[C_out]`.
+    ///
+    /// # Errors
+    /// As [`Builder::param`].
+    pub fn new(
         builder: &mut Builder<'_, '_>,
         [c_in, c_out]: [usize; 2],
         start: Start,
@@ -83,8 +118,12 @@ impl Linear {
         })
     }
 
-    /// The reference's 1-D convolution of width 1, which is the same thing.
-    pub(crate) fn new_conv1d(
+    /// The reference's 1-D convolution of width 1, which is the same thing with `weight`
+    /// `[C_out, C_in, 1]` in files.
+    ///
+    /// # Errors
+    /// As [`Builder::param`].
+    pub fn new_conv1d(
         builder: &mut Builder<'_, '_>,
         [c_in, c_out]: [usize; 2],
         start: Start,
@@ -97,21 +136,28 @@ impl Linear {
     }
 
     /// `[.., C_in]` to `[.., C_out]`.
-    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// [`Error::Candle`](crate::Error::Candle) if the last axis of `x` is not `C_in`.
+    pub fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
         Ok(conv2d::linear(x, &self.weight, &self.bias, cpu)?)
     }
 }
 
-/// A group norm with learned scale and shift.
+/// A group norm with learned scale and shift, over [`N_GROUPS`] groups of channels.
 #[derive(Debug)]
-pub(crate) struct GroupNorm {
+pub struct GroupNorm {
     weight: Var,
     bias: Var,
     activation: Activation,
 }
 
 impl GroupNorm {
-    pub(crate) fn new(
+    /// Creates `weight` (1) and `bias` (0), each `[C]`; `channels` is a multiple of [`N_GROUPS`].
+    ///
+    /// # Errors
+    /// As [`Builder::param`].
+    pub fn new(
         builder: &mut Builder<'_, '_>,
         channels: usize,
         activation: Activation,
@@ -124,7 +170,11 @@ impl GroupNorm {
     }
 
     /// `[N, H, W, C]` to the same.
-    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// [`Error::Candle`](crate::Error::Candle) if `x` is not `[N, H, W, C]`, or C is not a multiple of
+    /// [`N_GROUPS`].
+    pub fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
         let (n, _, _, c) = x.dims4()?;
         let scale = self.weight.broadcast_as((n, c))?;
         let shift = self.bias.broadcast_as((n, c))?;
@@ -133,14 +183,24 @@ impl GroupNorm {
 
     /// The norm followed by `x (1 + scale) + shift`, folded into one scale and one shift.
     ///
-    /// `scale_shift` is `[N, 2 C]`: all scales, then all shifts.
-    pub(crate) fn forward_conditioned(
+    /// # Shapes
+    /// - `x`: `[N, H, W, C]`
+    /// - `scale_shift`: `[N, 2 C]`, all scales, then all shifts
+    /// - returns: like `x`
+    ///
+    /// # Errors
+    /// As for [`Self::forward`], and if `scale_shift` is not `[N, 2 C]`.
+    ///
+    /// # Source
+    /// Dhariwal and Nichol 2021, arXiv 2105.05233, section 3.1 (AdaGN).
+    pub fn forward_conditioned(
         &self,
         x: &Tensor,
         scale_shift: &Tensor,
         cpu: Cpu,
     ) -> Result<Tensor> {
-        let (_, _, _, c) = x.dims4()?;
+        let (n, _, _, c) = x.dims4()?;
+        let scale_shift = scale_shift.reshape((n, 2 * c))?; // refuses any other size
         let gain = (scale_shift.narrow(1, 0, c)? + 1.0)?; // [N, C]
         let scale = gain.broadcast_mul(&self.weight)?;
         let shift = (gain.broadcast_mul(&self.bias)? + scale_shift.narrow(1, c, c)?)?;
@@ -148,7 +208,10 @@ impl GroupNorm {
     }
 
     fn apply(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        let options = Options { n_groups: N_GROUPS, activation: self.activation };
+        let options = Options {
+            n_groups: N_GROUPS,
+            activation: self.activation,
+        };
         Ok(group_norm::group_norm(x, scale, shift, options, cpu)?)
     }
 }

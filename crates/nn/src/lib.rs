@@ -1,8 +1,5 @@
-//! Differentiable channels-last ops on candle tensors, the ADM U-Net made of them, and its optimizer.
-//!
-//! Image tensors are `[N, H, W, C]`, f32.
-//! Nothing here knows of diffusion, of files or of random numbers: initial values and dropout
-//! masks come from the caller.
+//! Differentiable channels-last ops on candle tensors, layers and a U-Net made of them, an optimizer.
+#![doc = include_str!("../README.md")]
 
 pub mod adamw;
 mod error;

@@ -28,12 +28,15 @@ fn with_slices<const N: usize, T>(
     tensors: [&Tensor; N],
     f: impl FnOnce([&[f32]; N]) -> T,
 ) -> Result<T> {
-    let tensors = tensors.map(|tensor| tensor.contiguous());
+    let tensors = tensors.map(Tensor::contiguous);
     let mut contiguous = Vec::with_capacity(N);
     for tensor in tensors {
         contiguous.push(tensor?);
     }
-    let guards: Vec<_> = contiguous.iter().map(|tensor| tensor.storage_and_layout()).collect();
+    let guards: Vec<_> = contiguous
+        .iter()
+        .map(|tensor| tensor.storage_and_layout())
+        .collect();
     let mut slices = [&[][..]; N];
     for (into, (storage, layout)) in slices.iter_mut().zip(&guards) {
         match &**storage {

@@ -40,7 +40,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn to_reference(self, value: &Tensor) -> candle_core::Result<Tensor> {
+    fn reference_from_engine(self, value: &Tensor) -> candle_core::Result<Tensor> {
         match self {
             Self::Vector | Self::Embedding => Ok(value.clone()),
             Self::Conv2d => value.permute((3, 2, 0, 1))?.contiguous(),
@@ -49,7 +49,7 @@ impl Kind {
         }
     }
 
-    fn from_reference(self, value: &Tensor) -> candle_core::Result<Tensor> {
+    fn engine_from_reference(self, value: &Tensor) -> candle_core::Result<Tensor> {
         match self {
             Self::Vector | Self::Embedding => Ok(value.clone()),
             Self::Conv2d => value.permute((2, 3, 1, 0))?.contiguous(),
@@ -95,7 +95,11 @@ impl Param {
     /// If there are not as many values as the parameter has.
     pub fn to_reference(&self, values: &[f32]) -> Result<Vec<f32>> {
         let values = Tensor::from_slice(values, self.var.shape(), &Device::Cpu)?;
-        Ok(self.kind.to_reference(&values)?.flatten_all()?.to_vec1()?)
+        Ok(self
+            .kind
+            .reference_from_engine(&values)?
+            .flatten_all()?
+            .to_vec1()?)
     }
 
     /// Values in the reference's layout as the engine lays them out.
@@ -104,7 +108,11 @@ impl Param {
     /// If there are not as many values as the parameter has.
     pub fn from_reference(&self, values: &[f32]) -> Result<Vec<f32>> {
         let values = Tensor::from_slice(values, self.reference_shape(), &Device::Cpu)?;
-        Ok(self.kind.from_reference(&values)?.flatten_all()?.to_vec1()?)
+        Ok(self
+            .kind
+            .engine_from_reference(&values)?
+            .flatten_all()?
+            .to_vec1()?)
     }
 
     /// The current values in the engine's layout.
@@ -166,7 +174,11 @@ impl Params {
             let expected = param.reference_shape();
             if shape != expected {
                 let (name, actual) = (param.name.clone(), shape.to_vec());
-                return Err(Error::ParamShape { name, expected, actual });
+                return Err(Error::ParamShape {
+                    name,
+                    expected,
+                    actual,
+                });
             }
             param.set_values(&param.from_reference(values)?)?;
         }
@@ -175,7 +187,25 @@ impl Params {
 }
 
 /// Creates parameters one after the other, under a path of names.
-pub(crate) struct Builder<'a, 'i> {
+///
+/// The order of creation is the order of [`Params`], of gradients and of the initializer's indices.
+///
+/// # Example
+/// ```
+/// use candle_core::Device;
+/// use p2_nn::layer::{Linear, Start};
+/// use p2_nn::{Init, Params, params::Builder};
+///
+/// let mut params = Params::default();
+/// let mut fill = |_index: usize, _init: Init, values: &mut [f32]| values.fill(0.5);
+/// let mut root = Builder::new(&mut params, &mut fill, &Device::Cpu);
+/// Linear::new(&mut root.at("head").at(0), [2, 3], Start::Random)?;
+///
+/// let names: Vec<&str> = params.iter().map(|param| param.name()).collect();
+/// assert_eq!(names, ["head.0.weight", "head.0.bias"]);
+/// # Ok::<(), p2_nn::Error>(())
+/// ```
+pub struct Builder<'a, 'i> {
     params: &'a mut Params,
     initializer: &'a mut Initializer<'i>,
     device: &'a Device,
@@ -183,40 +213,109 @@ pub(crate) struct Builder<'a, 'i> {
 }
 
 impl<'a, 'i> Builder<'a, 'i> {
-    pub(crate) fn new(
+    /// A builder that adds to `params`, filled by `initializer`, on `device`; its path is empty.
+    pub fn new(
         params: &'a mut Params,
         initializer: &'a mut Initializer<'i>,
         device: &'a Device,
     ) -> Self {
-        Self { params, initializer, device, path: String::new() }
+        Self {
+            params,
+            initializer,
+            device,
+            path: String::new(),
+        }
     }
 
-    /// A builder for names below `name`.
-    pub(crate) fn at(&mut self, name: impl std::fmt::Display) -> Builder<'_, 'i> {
-        let path =
-            if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
-        Builder { params: self.params, initializer: self.initializer, device: self.device, path }
+    /// A builder for names below `name`, which may itself be a path such as `out.0`.
+    pub fn at(&mut self, name: impl std::fmt::Display) -> Builder<'_, 'i> {
+        let path = self.path_of(name);
+        Builder {
+            params: self.params,
+            initializer: self.initializer,
+            device: self.device,
+            path,
+        }
     }
 
     /// How many parameters there are so far.
-    pub(crate) fn n_params(&self) -> usize {
+    pub fn n_params(&self) -> usize {
         self.params.len()
     }
 
     /// A new parameter of this shape in the reference's layout.
-    pub(crate) fn param(
+    ///
+    /// It is returned in the engine's layout: see [`Kind`].
+    ///
+    /// # Errors
+    /// [`Error::ParamTwice`] if there is one of this name already; [`Error::Candle`] if the shape
+    /// has not as many axes as its kind.
+    pub fn param(
         &mut self,
         name: &str,
         kind: Kind,
         reference_shape: &[usize],
         init: Init,
     ) -> Result<Var> {
+        let name = self.path_of(name);
+        // Files and optimizers find parameters by name.
+        if self.params.iter().any(|param| param.name == name) {
+            return Err(Error::ParamTwice(name));
+        }
         let mut values = vec![0.0; reference_shape.iter().product()];
         (self.initializer)(self.params.len(), init, &mut values);
         let value = Tensor::from_vec(values, reference_shape, self.device)?;
-        let var = Var::from_tensor(&kind.from_reference(&value)?)?;
-        let name = format!("{}.{name}", self.path);
-        self.params.0.push(Param { name, kind, var: var.clone() });
+        let var = Var::from_tensor(&kind.engine_from_reference(&value)?)?;
+        self.params.0.push(Param {
+            name,
+            kind,
+            var: var.clone(),
+        });
         Ok(var)
+    }
+
+    fn path_of(&self, name: impl std::fmt::Display) -> String {
+        if self.path.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.path)
+        }
+    }
+}
+
+impl std::fmt::Debug for Builder<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_paths_and_occur_once() {
+        let mut params = Params::default();
+        let mut fill = |_: usize, _: Init, _: &mut [f32]| {};
+        let mut root = Builder::new(&mut params, &mut fill, &Device::Cpu);
+        let mut add = |at: Option<&str>| {
+            let created = match at {
+                Some(at) => root.at(at).param("bias", Kind::Vector, &[2], Init::Zeros),
+                None => root.param("bias", Kind::Vector, &[2], Init::Zeros),
+            };
+            created
+                .map(|var| var.elem_count())
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(add(None), Ok(2));
+        assert_eq!(add(Some("out.0")), Ok(2));
+        assert_eq!(
+            add(Some("out.0")),
+            Err("parameter `out.0.bias` exists already".to_owned())
+        );
+        let names: Vec<_> = params.iter().map(Param::name).collect();
+        assert_eq!(names, ["bias", "out.0.bias"]);
     }
 }

@@ -8,8 +8,8 @@ mod config;
 
 use candle_core::{Device, Tensor, Var};
 
-pub use block::{Dropout, DropoutSite};
 use block::{AttentionBlock, Context, Downsample, ResBlock, ResBlockSize, Resampling, Upsample};
+pub use block::{Dropout, DropoutSite};
 pub use config::{Heads, Order, Resample, TimeConditioning, UNetConfig};
 
 use crate::layer::{Conv2d, ConvSize, GroupNorm, Linear, Start};
@@ -62,19 +62,23 @@ impl UNet {
     ///
     /// # Errors
     /// [`Error::Config`] if the sizes do not fit together.
-    pub fn new(
-        config: UNetConfig,
-        initializer: &mut Initializer<'_>,
-        cpu: Cpu,
-    ) -> Result<Self> {
+    pub fn new(config: UNetConfig, initializer: &mut Initializer<'_>, cpu: Cpu) -> Result<Self> {
         config.check()?;
         let device = Device::Cpu;
         let mut params = Params::default();
         let mut root = Builder::new(&mut params, initializer, &device);
         let (channels, embed_channels) = (config.channels, config.embed_channels());
         let time_embed = [
-            Linear::new(&mut root.at("time_embed.0"), [channels, embed_channels], Start::Random)?,
-            Linear::new(&mut root.at("time_embed.2"), [embed_channels; 2], Start::Random)?,
+            Linear::new(
+                &mut root.at("time_embed.0"),
+                [channels, embed_channels],
+                Start::Random,
+            )?,
+            Linear::new(
+                &mut root.at("time_embed.2"),
+                [embed_channels; 2],
+                Start::Random,
+            )?,
         ];
         let label_embed = match config.n_classes {
             0 => None,
@@ -92,7 +96,12 @@ impl UNet {
         let output_blocks = output_blocks(&config, &mut root.at("output_blocks"), skip_channels)?;
         let first = config.level_channels(0);
         let out_norm = GroupNorm::new(&mut root.at("out.0"), first, Activation::Silu)?;
-        let size = ConvSize { c_in: first, c_out: config.out_channels, kernel: 3, stride: 1 };
+        let size = ConvSize {
+            c_in: first,
+            c_out: config.out_channels,
+            kernel: 3,
+            stride: 1,
+        };
         let out_conv = Conv2d::new(&mut root.at("out.2"), size, Start::Zero)?;
         Ok(Self {
             config,
@@ -125,7 +134,11 @@ impl UNet {
     /// If shapes do not fit, or labels are missing, not wanted or too large.
     pub fn forward(&self, input: Input<'_>) -> Result<Tensor> {
         let embedding = silu(&self.embedding(input.t, input.labels)?, self.cpu)?; // [N, E]
-        let context = Context { embedding: &embedding, dropout: input.dropout, cpu: self.cpu };
+        let context = Context {
+            embedding: &embedding,
+            dropout: input.dropout,
+            cpu: self.cpu,
+        };
         let mut h = input.x_t.clone(); // [N, H, W, C_in]
         let mut skips = Vec::with_capacity(self.input_blocks.len());
         for block in &self.input_blocks {
@@ -139,7 +152,8 @@ impl UNet {
             }
             h = run(block, &h, context)?;
         }
-        self.out_conv.forward(&self.out_norm.forward(&h, self.cpu)?, self.cpu)
+        self.out_conv
+            .forward(&self.out_norm.forward(&h, self.cpu)?, self.cpu)
     }
 
     /// The embedding of noise level and class, `[N, E]`.
@@ -155,7 +169,10 @@ impl UNet {
             (None, None) => Ok(embedding),
             (Some(table), Some(labels)) => {
                 if let Some(&label) = labels.iter().find(|&&label| label as usize >= n_classes) {
-                    return Err(Error::Label { label: Some(label), n_classes });
+                    return Err(Error::Label {
+                        label: Some(label),
+                        n_classes,
+                    });
                 }
                 let labels = Tensor::from_slice(labels, labels.len(), &self.device)?;
                 Ok((embedding + table.index_select(&labels, 0)?)?)
@@ -208,12 +225,20 @@ fn res_block(
     [c_in, c_out]: [usize; 2],
     resampling: Resampling,
 ) -> Result<Layer> {
-    let size = ResBlockSize { c_in, c_out, resampling };
-    Ok(Layer::ResBlock(Box::new(ResBlock::new(builder, config, size)?)))
+    let size = ResBlockSize {
+        c_in,
+        c_out,
+        resampling,
+    };
+    Ok(Layer::ResBlock(Box::new(ResBlock::new(
+        builder, config, size,
+    )?)))
 }
 
 fn attention(config: &UNetConfig, builder: &mut Builder<'_, '_>, channels: usize) -> Result<Layer> {
-    Ok(Layer::Attention(Box::new(AttentionBlock::new(builder, config, channels)?)))
+    Ok(Layer::Attention(Box::new(AttentionBlock::new(
+        builder, config, channels,
+    )?)))
 }
 
 /// The encoder; pushes the channels of each block's output to `skip_channels`.
@@ -223,14 +248,28 @@ fn input_blocks(
     skip_channels: &mut Vec<usize>,
 ) -> Result<Vec<Vec<Layer>>> {
     let mut c = config.level_channels(0);
-    let size = ConvSize { c_in: config.in_channels, c_out: c, kernel: 3, stride: 1 };
-    let mut blocks = vec![vec![Layer::Conv(Conv2d::new(&mut builder.at("0.0"), size, Start::Random)?)]];
+    let size = ConvSize {
+        c_in: config.in_channels,
+        c_out: c,
+        kernel: 3,
+        stride: 1,
+    };
+    let mut blocks = vec![vec![Layer::Conv(Conv2d::new(
+        &mut builder.at("0.0"),
+        size,
+        Start::Random,
+    )?)]];
     skip_channels.push(c);
     for level in 0..config.channel_mult.len() {
         let c_level = config.level_channels(level);
         for _ in 0..config.n_res_blocks {
             let mut at = builder.at(blocks.len());
-            let mut block = vec![res_block(config, &mut at.at(0), [c, c_level], Resampling::None)?];
+            let mut block = vec![res_block(
+                config,
+                &mut at.at(0),
+                [c, c_level],
+                Resampling::None,
+            )?];
             c = c_level;
             if config.has_attention(level) {
                 block.push(attention(config, &mut at.at(1), c)?);
@@ -276,8 +315,12 @@ fn output_blocks(
         for i in 0..=config.n_res_blocks {
             let c_in = c + skip_channels.pop().unwrap_or(0);
             let mut at = builder.at(blocks.len());
-            let mut block =
-                vec![res_block(config, &mut at.at(0), [c_in, c_level], Resampling::None)?];
+            let mut block = vec![res_block(
+                config,
+                &mut at.at(0),
+                [c_in, c_level],
+                Resampling::None,
+            )?];
             c = c_level;
             if config.has_attention(level) {
                 block.push(attention(config, &mut at.at(1), c)?);

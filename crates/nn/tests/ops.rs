@@ -1,5 +1,11 @@
 //! Each op against its plain candle composition: values and all gradients.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test stops at its first surprise"
+)]
+
 use candle_core::{Device, Result, Tensor, Var};
 use p2_nn::op::attention::{self, Order};
 use p2_nn::op::conv2d::{self, Geometry};
@@ -14,8 +20,9 @@ fn cpu() -> Cpu {
 
 fn var(shape: &[usize], seed: f64) -> Var {
     let n = shape.iter().product::<usize>();
-    let values: Vec<f32> =
-        (0..n).map(|i| ((i as f64 * 0.731 + seed).sin() * 1.3) as f32).collect();
+    let values: Vec<f32> = (0..n)
+        .map(|i| ((i as f64 * 0.731 + seed).sin() * 1.3) as f32)
+        .collect();
     Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap()
 }
 
@@ -25,7 +32,10 @@ fn assert_close(what: &str, fast: &Tensor, slow: &Tensor) {
     let slow: Vec<f32> = slow.flatten_all().unwrap().to_vec1().unwrap();
     let scale = slow.iter().fold(1.0f32, |max, x| max.max(x.abs()));
     for (idx, (fast, slow)) in fast.iter().zip(&slow).enumerate() {
-        assert!((fast - slow).abs() < 3e-5 * scale, "{what}[{idx}]: {fast} instead of {slow}");
+        assert!(
+            (fast - slow).abs() < 3e-5 * scale,
+            "{what}[{idx}]: {fast} instead of {slow}"
+        );
     }
 }
 
@@ -43,24 +53,39 @@ fn check(
         let gradients = (&y * weights.as_tensor())?.sum_all()?.backward()?;
         let mut results = vec![y];
         for input in inputs {
-            results.push(gradients.get(input).expect("every input has a gradient").clone());
+            results.push(
+                gradients
+                    .get(input)
+                    .expect("every input has a gradient")
+                    .clone(),
+            );
         }
         Ok(results)
     };
     let (fast, slow) = (run(&op).unwrap(), run(&reference).unwrap());
     for (i, (fast, slow)) in fast.iter().zip(&slow).enumerate() {
-        let part = if i == 0 { "value".into() } else { format!("gradient {}", i - 1) };
+        let part = if i == 0 {
+            "value".into()
+        } else {
+            format!("gradient {}", i - 1)
+        };
         assert_close(&format!("{what}: {part}"), fast, slow);
     }
 }
 
 #[test]
 fn convolutions() {
-    for (h, w, c_in, c_out, kernel, stride, padding) in
-        [(6, 5, 3, 4, 3, 1, 1), (6, 6, 33, 17, 3, 2, 1), (4, 4, 5, 6, 1, 1, 0), (5, 4, 2, 3, 5, 1, 2)]
-    {
-        let inputs =
-            [var(&[2, h, w, c_in], 0.1), var(&[kernel, kernel, c_in, c_out], 0.2), var(&[c_out], 0.3)];
+    for (h, w, c_in, c_out, kernel, stride, padding) in [
+        (6, 5, 3, 4, 3, 1, 1),
+        (6, 6, 33, 17, 3, 2, 1),
+        (4, 4, 5, 6, 1, 1, 0),
+        (5, 4, 2, 3, 5, 1, 2),
+    ] {
+        let inputs = [
+            var(&[2, h, w, c_in], 0.1),
+            var(&[kernel, kernel, c_in, c_out], 0.2),
+            var(&[c_out], 0.3),
+        ];
         let geometry = Geometry { stride, padding };
         check(
             "conv2d",
@@ -82,8 +107,15 @@ fn convolutions() {
 fn group_norms() {
     for activation in [Activation::Identity, Activation::Silu] {
         for (h, w, c, n_groups) in [(3, 4, 64, 32), (5, 3, 6, 2), (2, 2, 32, 32)] {
-            let inputs = [var(&[2, h, w, c], 0.1), var(&[2, c], 0.2), var(&[2, c], 0.3)];
-            let options = group_norm::Options { n_groups, activation };
+            let inputs = [
+                var(&[2, h, w, c], 0.1),
+                var(&[2, c], 0.2),
+                var(&[2, c], 0.3),
+            ];
+            let options = group_norm::Options {
+                n_groups,
+                activation,
+            };
             check(
                 "group_norm",
                 &inputs,
@@ -110,20 +142,36 @@ fn attention_in_both_orders() {
 #[test]
 fn resampling() {
     let x = [var(&[2, 4, 6, 3], 0.1)];
-    check("avg_pool2", &x, |t| resample::avg_pool2(&t[0], cpu()), |t| {
-        resample::avg_pool2_reference(&t[0])
-    });
-    check("upsample2", &x, |t| resample::upsample2(&t[0], cpu()), |t| {
-        resample::upsample2_reference(&t[0])
-    });
+    check(
+        "avg_pool2",
+        &x,
+        |t| resample::avg_pool2(&t[0], cpu()),
+        |t| resample::avg_pool2_reference(&t[0]),
+    );
+    check(
+        "upsample2",
+        &x,
+        |t| resample::upsample2(&t[0], cpu()),
+        |t| resample::upsample2_reference(&t[0]),
+    );
     assert!(resample::avg_pool2(var(&[1, 3, 2, 1], 0.0).as_tensor(), cpu()).is_err());
 }
 
 #[test]
 fn elementwise_ops() {
     let inputs = [var(&[2, 3, 4, 5], 0.1), var(&[2, 3, 4, 5], 0.2)];
-    check("silu", &inputs[..1], |t| elementwise::silu(&t[0], cpu()), |t| t[0].silu());
-    check("add", &inputs, |t| elementwise::add(&t[0], &t[1], cpu()), |t| &t[0] + &t[1]);
+    check(
+        "silu",
+        &inputs[..1],
+        |t| elementwise::silu(&t[0], cpu()),
+        |t| t[0].silu(),
+    );
+    check(
+        "add",
+        &inputs,
+        |t| elementwise::add(&t[0], &t[1], cpu()),
+        |t| &t[0] + &t[1],
+    );
     let inputs = [var(&[2, 3, 4, 5], 0.1), var(&[2, 3, 4, 2], 0.2)];
     check(
         "concat",
@@ -136,9 +184,17 @@ fn elementwise_ops() {
 #[test]
 fn wrong_shapes_are_errors() {
     let (x, weight) = (var(&[1, 4, 4, 3], 0.1), var(&[3, 3, 4, 2], 0.2));
-    let geometry = Geometry { stride: 1, padding: 1 };
+    let geometry = Geometry {
+        stride: 1,
+        padding: 1,
+    };
     assert!(conv2d::conv2d(&x, &weight, &var(&[2], 0.3), geometry, cpu()).is_err());
-    let options = group_norm::Options { n_groups: 2, activation: Activation::Silu };
-    assert!(group_norm::group_norm(&x, &var(&[1, 3], 0.0), &var(&[1, 3], 0.0), options, cpu()).is_err());
+    let options = group_norm::Options {
+        n_groups: 2,
+        activation: Activation::Silu,
+    };
+    assert!(
+        group_norm::group_norm(&x, &var(&[1, 3], 0.0), &var(&[1, 3], 0.0), options, cpu()).is_err()
+    );
     assert!(elementwise::add(&x, &weight, cpu()).is_err());
 }

@@ -1,5 +1,7 @@
 //! The U-Net against numbers of the reference code, and its own invariants.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
+
 use candle_core::{Device, Tensor};
 use p2_nn::adamw::Step;
 use p2_nn::unet::{
@@ -36,24 +38,38 @@ fn golden_unet(config: UNetConfig, cpu: Cpu) -> UNet {
     let unet = UNet::new(config, &mut |_, _, _| {}, cpu).unwrap();
     for (k, param) in unet.params().iter().enumerate() {
         let shape = param.reference_shape();
-        let one = if shape.len() == 1 && param.name().ends_with("weight") { 1.0 } else { 0.0 };
+        let one = if shape.len() == 1 && param.name().ends_with("weight") {
+            1.0
+        } else {
+            0.0
+        };
         let values: Vec<f32> = (0..shape.iter().product::<usize>())
             .map(|i| (0.1 * (0.7 * k as f64 + 0.13 * i as f64).sin() + one) as f32)
             .collect();
-        param.set_values(&param.from_reference(&values).unwrap()).unwrap();
+        param
+            .set_values(&param.from_reference(&values).unwrap())
+            .unwrap();
     }
     unet
 }
 
 /// `sin(0.05 i)` as `[2, 3, 16, 16]`, channels last.
 fn golden_input() -> Tensor {
-    let values: Vec<f32> = (0..2 * 3 * 256).map(|i| (0.05 * f64::from(i)).sin() as f32).collect();
+    let values: Vec<f32> = (0..2 * 3 * 256)
+        .map(|i| (0.05 * f64::from(i)).sin() as f32)
+        .collect();
     let x = Tensor::from_vec(values, (2, 3, 16, 16), &Device::Cpu).unwrap();
     x.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap()
 }
 
 fn forward(unet: &UNet, x: &Tensor, t: &[f64], labels: Option<&[u32]>) -> Tensor {
-    unet.forward(Input { x_t: x, t, labels, dropout: None }).unwrap()
+    unet.forward(Input {
+        x_t: x,
+        t,
+        labels,
+        dropout: None,
+    })
+    .unwrap()
 }
 
 struct Golden {
@@ -70,7 +86,13 @@ fn check(config: UNetConfig, t: &[f64], labels: Option<&[u32]>, golden: &Golden)
     let unet = golden_unet(config, cpu());
     assert_eq!(unet.params().n_elements(), golden.n_params);
     let y = forward(&unet, &golden_input(), t, labels);
-    let y = y.permute((0, 3, 1, 2)).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let y = y
+        .permute((0, 3, 1, 2))
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1::<f32>()
+        .unwrap();
     let y: Vec<f64> = y.into_iter().map(f64::from).collect();
     let mean = y.iter().sum::<f64>() / y.len() as f64;
     let std = (y.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / y.len() as f64).sqrt();
@@ -90,36 +112,54 @@ fn check(config: UNetConfig, t: &[f64], labels: Option<&[u32]>, golden: &Golden)
 
 #[test]
 fn golden_a_legacy_attention_order() {
-    check(tiny(), &[7.0, 500.0], None, &Golden {
-        n_params: 828_358,
-        mean: 5.139_585e-2,
-        std: 4.074_544e-1,
-        first: [0.156_678_4, 0.320_266_0, 0.383_488_0, 0.488_634_6],
-        last: [0.125_538_8, -0.006_723_873, -0.049_462_09, -0.046_252_85],
-    });
+    check(
+        tiny(),
+        &[7.0, 500.0],
+        None,
+        &Golden {
+            n_params: 828_358,
+            mean: 5.139_585e-2,
+            std: 4.074_544e-1,
+            first: [0.156_678_4, 0.320_266_0, 0.383_488_0, 0.488_634_6],
+            last: [0.125_538_8, -0.006_723_873, -0.049_462_09, -0.046_252_85],
+        },
+    );
 }
 
 #[test]
 fn golden_a_at_fractional_noise_levels() {
-    check(tiny(), &[7.5, 500.25], None, &Golden {
-        n_params: 828_358,
-        mean: 5.138_048e-2,
-        std: 4.075_728e-1,
-        first: [0.156_862_5, 0.320_562_3, 0.383_807_2, 0.488_970_8],
-        last: [0.126_600_6, -0.005_969_860, -0.048_944_75, -0.046_007_69],
-    });
+    check(
+        tiny(),
+        &[7.5, 500.25],
+        None,
+        &Golden {
+            n_params: 828_358,
+            mean: 5.138_048e-2,
+            std: 4.075_728e-1,
+            first: [0.156_862_5, 0.320_562_3, 0.383_807_2, 0.488_970_8],
+            last: [0.126_600_6, -0.005_969_860, -0.048_944_75, -0.046_007_69],
+        },
+    );
 }
 
 #[test]
 fn golden_b_new_attention_order() {
-    let config = UNetConfig { attention_order: Order::KindMajor, ..tiny() };
-    check(config, &[7.0, 500.0], None, &Golden {
-        n_params: 828_358,
-        mean: 4.202_595e-2,
-        std: 3.628_538e-1,
-        first: [0.085_014_31, 0.205_836_8, 0.263_899_8, 0.317_708_8],
-        last: [-0.123_589_1, -0.158_429_8, -0.140_338_0, -0.072_971_38],
-    });
+    let config = UNetConfig {
+        attention_order: Order::KindMajor,
+        ..tiny()
+    };
+    check(
+        config,
+        &[7.0, 500.0],
+        None,
+        &Golden {
+            n_params: 828_358,
+            mean: 4.202_595e-2,
+            std: 3.628_538e-1,
+            first: [0.085_014_31, 0.205_836_8, 0.263_899_8, 0.317_708_8],
+            last: [-0.123_589_1, -0.158_429_8, -0.140_338_0, -0.072_971_38],
+        },
+    );
 }
 
 #[test]
@@ -130,25 +170,38 @@ fn golden_c_convolutions_resample_and_the_noise_level_is_added() {
         heads: Heads::Count(2),
         ..tiny()
     };
-    check(config, &[7.0, 500.0], None, &Golden {
-        n_params: 703_366,
-        mean: 1.000_969e-1,
-        std: 4.032_751e-1,
-        first: [0.056_147_20, 0.047_767_64, 0.069_300_52, 0.128_230_8],
-        last: [0.202_662_8, 0.281_218_2, 0.292_350_7, 0.229_431_2],
-    });
+    check(
+        config,
+        &[7.0, 500.0],
+        None,
+        &Golden {
+            n_params: 703_366,
+            mean: 1.000_969e-1,
+            std: 4.032_751e-1,
+            first: [0.056_147_20, 0.047_767_64, 0.069_300_52, 0.128_230_8],
+            last: [0.202_662_8, 0.281_218_2, 0.292_350_7, 0.229_431_2],
+        },
+    );
 }
 
 #[test]
 fn golden_d_ten_classes() {
-    let config = UNetConfig { n_classes: 10, ..tiny() };
-    check(config, &[7.0, 500.0], Some(&[3, 9]), &Golden {
-        n_params: 829_638,
-        mean: 7.145_224e-2,
-        std: 3.482_118e-1,
-        first: [-0.287_000_8, -0.485_041_6, -0.527_364_7, -0.468_118_8],
-        last: [0.377_113_5, 0.266_511_9, 0.154_301_3, 0.084_579_95],
-    });
+    let config = UNetConfig {
+        n_classes: 10,
+        ..tiny()
+    };
+    check(
+        config,
+        &[7.0, 500.0],
+        Some(&[3, 9]),
+        &Golden {
+            n_params: 829_638,
+            mean: 7.145_224e-2,
+            std: 3.482_118e-1,
+            first: [-0.287_000_8, -0.485_041_6, -0.527_364_7, -0.468_118_8],
+            last: [0.377_113_5, 0.266_511_9, 0.154_301_3, 0.084_579_95],
+        },
+    );
 }
 
 #[test]
@@ -164,7 +217,11 @@ fn the_timestep_embedding_is_that_of_the_reference() {
         (127, 8.083_469_53e-4),
     ];
     for (idx, golden) in golden {
-        assert!((f64::from(embedding[idx]) - golden).abs() < 1e-6, "{idx}: {}", embedding[idx]);
+        assert!(
+            (f64::from(embedding[idx]) - golden).abs() < 1e-6,
+            "{idx}: {}",
+            embedding[idx]
+        );
     }
     assert_eq!(timestep_embedding(&[7.0], 5)[4], 0.0);
 }
@@ -182,14 +239,20 @@ fn the_papers_network_has_its_parameters_names_and_shapes() {
     let unet = UNet::new(config, &mut |_, _, _| {}, cpu()).unwrap();
     assert_eq!(unet.params().n_elements(), 93_563_910);
     assert_eq!(unet.params().len(), 362);
-    let params: Vec<_> =
-        unet.params().iter().map(|param| (param.name(), param.reference_shape())).collect();
+    let params: Vec<_> = unet
+        .params()
+        .iter()
+        .map(|param| (param.name(), param.reference_shape()))
+        .collect();
     assert_eq!(params[0], ("time_embed.0.weight", vec![512, 128]));
     assert_eq!(params[4], ("input_blocks.0.0.weight", vec![128, 3, 3, 3]));
     assert_eq!(params[361], ("out.2.bias", vec![6]));
     for (name, shape) in [
         ("input_blocks.1.0.emb_layers.1.weight", vec![256, 512]),
-        ("input_blocks.9.0.skip_connection.weight", vec![512, 256, 1, 1]),
+        (
+            "input_blocks.9.0.skip_connection.weight",
+            vec![512, 256, 1, 1],
+        ),
         ("input_blocks.9.1.qkv.weight", vec![1536, 512, 1]),
         ("middle_block.1.proj_out.weight", vec![512, 512, 1]),
         ("output_blocks.3.2.in_layers.2.weight", vec![512, 512, 3, 3]),
@@ -208,8 +271,13 @@ fn some_values(index: usize, _: Init, values: &mut [f32]) {
 
 #[test]
 fn an_image_has_the_same_output_bits_in_any_batch_and_with_any_number_of_threads() {
-    let config = UNetConfig { n_classes: 10, ..tiny() };
-    let images: Vec<f32> = (0..5 * 768).map(|i| (0.37 * i as f64).sin() as f32).collect();
+    let config = UNetConfig {
+        n_classes: 10,
+        ..tiny()
+    };
+    let images: Vec<f32> = (0..5 * 768)
+        .map(|i| (0.37 * i as f64).sin() as f32)
+        .collect();
     let images = Tensor::from_vec(images, (5, 16, 16, 3), &Device::Cpu).unwrap();
     let t = [0.0, 3.0, 250.0, 700.0, 999.0];
     let labels = [0, 1, 2, 3, 9];
@@ -217,19 +285,25 @@ fn an_image_has_the_same_output_bits_in_any_batch_and_with_any_number_of_threads
         let y: Vec<f32> = y.flatten_all().unwrap().to_vec1().unwrap();
         y.into_iter().map(f32::to_bits).collect()
     };
-    let unet = |n| {
-        UNet::new(config.clone(), &mut some_values, Cpu::best(Threads::new(n))).unwrap()
-    };
+    let unet = |n| UNet::new(config.clone(), &mut some_values, Cpu::best(Threads::new(n))).unwrap();
     let whole = bits(&forward(&unet(1), &images, &t, Some(&labels)));
     for n_threads in [2, 3, 8] {
-        assert_eq!(whole, bits(&forward(&unet(n_threads), &images, &t, Some(&labels))));
+        assert_eq!(
+            whole,
+            bits(&forward(&unet(n_threads), &images, &t, Some(&labels)))
+        );
     }
     for batch_size in [1, 2] {
         let mut joined = vec![];
         for first in (0..5).step_by(batch_size) {
             let n = batch_size.min(5 - first);
             let x = images.narrow(0, first, n).unwrap();
-            joined.extend(bits(&forward(&unet(2), &x, &t[first..first + n], Some(&labels[first..first + n]))));
+            joined.extend(bits(&forward(
+                &unet(2),
+                &x,
+                &t[first..first + n],
+                Some(&labels[first..first + n]),
+            )));
         }
         assert_eq!(whole, joined, "batch size {batch_size}");
     }
@@ -237,9 +311,16 @@ fn an_image_has_the_same_output_bits_in_any_batch_and_with_any_number_of_threads
 
 #[test]
 fn the_gradient_of_every_parameter_is_the_slope_of_the_loss() {
-    let config = UNetConfig { image_size: 8, attention_resolutions: vec![4], n_classes: 3, ..tiny() };
+    let config = UNetConfig {
+        image_size: 8,
+        attention_resolutions: vec![4],
+        n_classes: 3,
+        ..tiny()
+    };
     let unet = UNet::new(config, &mut some_values, cpu()).unwrap();
-    let x: Vec<f32> = (0..2 * 192).map(|i| (0.11 * i as f64).sin() as f32).collect();
+    let x: Vec<f32> = (0..2 * 192)
+        .map(|i| (0.11 * i as f64).sin() as f32)
+        .collect();
     let x = Tensor::from_vec(x, (2, 8, 8, 3), &Device::Cpu).unwrap();
     let loss = || {
         let y = forward(&unet, &x, &[5.0, 400.0], Some(&[0, 2]));
@@ -256,7 +337,11 @@ fn the_gradient_of_every_parameter_is_the_slope_of_the_loss() {
             .to_vec1()
             .unwrap();
         // Along the gradient itself the slope is its norm.
-        let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let norm = gradient
+            .iter()
+            .map(|g| f64::from(*g).powi(2))
+            .sum::<f64>()
+            .sqrt();
         if norm < 1e-2 {
             continue; // lost in the rounding of the loss; zero in exact arithmetic for key biases
         }
@@ -273,10 +358,17 @@ fn the_gradient_of_every_parameter_is_the_slope_of_the_loss() {
         let step = 5e-4;
         let slope = (at(step) - at(-step)) / (2.0 * step);
         param.set_values(&values).unwrap();
-        assert!((slope - norm).abs() < 0.03 * norm + 5e-3, "{}: {slope} is not {norm}", param.name());
+        assert!(
+            (slope - norm).abs() < 0.03 * norm + 5e-3,
+            "{}: {slope} is not {norm}",
+            param.name()
+        );
         checked += 1;
     }
-    assert!(checked > unet.params().len() * 2 / 3, "only {checked} parameters were checked");
+    assert!(
+        checked > unet.params().len() * 2 / 3,
+        "only {checked} parameters were checked"
+    );
 }
 
 #[derive(Debug)]
@@ -294,27 +386,51 @@ struct Sites(std::sync::Mutex<Vec<(usize, u64, usize)>>);
 impl Dropout for Sites {
     fn fill(&self, at: DropoutSite, mask: &mut [f32]) {
         mask.fill(1.0);
-        self.0.lock().unwrap().push((at.image, at.layer, mask.len()));
+        self.0
+            .lock()
+            .unwrap()
+            .push((at.image, at.layer, mask.len()));
     }
 }
 
 #[test]
 fn dropout_has_a_mask_of_its_own_per_image_and_residual_block() {
-    let config = UNetConfig { dropout: 0.5, ..tiny() };
+    let config = UNetConfig {
+        dropout: 0.5,
+        ..tiny()
+    };
     let unet = UNet::new(config, &mut some_values, cpu()).unwrap();
     let x = golden_input();
     let run = |dropout: Option<&dyn Dropout>| {
-        let input = Input { x_t: &x, t: &[1.0, 2.0], labels: None, dropout };
-        unet.forward(input).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        let input = Input {
+            x_t: &x,
+            t: &[1.0, 2.0],
+            labels: None,
+            dropout,
+        };
+        unet.forward(input)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
     };
     let sites = Sites(std::sync::Mutex::default());
-    assert_eq!(run(None), run(Some(&sites)), "a mask of ones changes nothing");
+    assert_eq!(
+        run(None),
+        run(Some(&sites)),
+        "a mask of ones changes nothing"
+    );
     assert_ne!(run(None), run(Some(&DropAll)));
     let mut sites = sites.0.into_inner().unwrap();
     let n_sites = sites.len();
     sites.sort_unstable();
     sites.dedup();
-    assert_eq!((sites.len(), n_sites), (2 * 10, 2 * 10), "two images, ten residual blocks");
+    assert_eq!(
+        (sites.len(), n_sites),
+        (2 * 10, 2 * 10),
+        "two images, ten residual blocks"
+    );
 }
 
 #[test]
@@ -322,8 +438,11 @@ fn the_optimizer_moves_weights_and_their_average() {
     let unet = UNet::new(tiny(), &mut some_values, cpu()).unwrap();
     let mut optimizer = AdamW::new(unet.params(), cpu()).unwrap();
     let before: Vec<Vec<f32>> = unet.params().iter().map(|p| p.values().unwrap()).collect();
-    let gradients: Vec<Tensor> =
-        unet.params().iter().map(|p| p.var().ones_like().unwrap()).collect();
+    let gradients: Vec<Tensor> = unet
+        .params()
+        .iter()
+        .map(|p| p.var().ones_like().unwrap())
+        .collect();
     let step = Step {
         lr: 1e-3,
         beta1: 0.9,
@@ -349,18 +468,64 @@ fn the_optimizer_moves_weights_and_their_average() {
 #[test]
 fn sizes_that_do_not_fit_are_refused_with_their_values() {
     for (config, message) in [
-        (UNetConfig { channels: 48, ..tiny() }, "channels 48"),
-        (UNetConfig { image_size: 15, ..tiny() }, "image_size 15"),
-        (UNetConfig { attention_resolutions: vec![5], ..tiny() }, "no level has size 5"),
-        (UNetConfig { heads: Heads::Channels(7), ..tiny() }, "Channels(7)"),
-        (UNetConfig { dropout: 1.0, ..tiny() }, "dropout 1"),
-        (UNetConfig { channel_mult: vec![], ..tiny() }, "channel_mult []"),
+        (
+            UNetConfig {
+                channels: 48,
+                ..tiny()
+            },
+            "channels 48",
+        ),
+        (
+            UNetConfig {
+                image_size: 15,
+                ..tiny()
+            },
+            "image_size 15",
+        ),
+        (
+            UNetConfig {
+                attention_resolutions: vec![5],
+                ..tiny()
+            },
+            "no level has size 5",
+        ),
+        (
+            UNetConfig {
+                heads: Heads::Channels(7),
+                ..tiny()
+            },
+            "Channels(7)",
+        ),
+        (
+            UNetConfig {
+                dropout: 1.0,
+                ..tiny()
+            },
+            "dropout 1",
+        ),
+        (
+            UNetConfig {
+                channel_mult: vec![],
+                ..tiny()
+            },
+            "channel_mult []",
+        ),
     ] {
-        let error = UNet::new(config, &mut |_, _, _| {}, cpu()).unwrap_err().to_string();
+        let error = UNet::new(config, &mut |_, _, _| {}, cpu())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(message), "{error}");
     }
     let unet = UNet::new(tiny(), &mut |_, _, _| {}, cpu()).unwrap();
     let x = golden_input();
-    let input = Input { x_t: &x, t: &[1.0, 2.0], labels: Some(&[0, 0]), dropout: None };
-    assert!(unet.forward(input).is_err(), "labels for an unconditional network");
+    let input = Input {
+        x_t: &x,
+        t: &[1.0, 2.0],
+        labels: Some(&[0, 0]),
+        dropout: None,
+    };
+    assert!(
+        unet.forward(input).is_err(),
+        "labels for an unconditional network"
+    );
 }

@@ -23,7 +23,10 @@ fn main() -> anyhow::Result<()> {
     for stage in Stage::ALL {
         let [pixels, images] =
             [&single_pixels, &whole_images].map(|denoiser| denoiser.mse_eps(&schedule, stage));
-        println!("{:<32}  {pixels:>13.5}   {images:>15.5}", format!("{stage:?}"));
+        println!(
+            "{:<32}  {pixels:>13.5}   {images:>15.5}",
+            format!("{stage:?}")
+        );
     }
     Ok(())
 }
@@ -51,8 +54,11 @@ fn eigenvalues(dataset: &Dataset) -> anyhow::Result<Vec<f64>> {
     } else {
         &images * images.transpose()
     };
-    let mut eigenvalues: Vec<f64> =
-        (covariance / n_images as f64).symmetric_eigenvalues().iter().copied().collect();
+    let mut eigenvalues: Vec<f64> = (covariance / n_images as f64)
+        .symmetric_eigenvalues()
+        .iter()
+        .copied()
+        .collect();
     eigenvalues.resize(n_pixels, 0.0);
     Ok(eigenvalues)
 }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use read::{Found, Skipped, StoredTensors, newest, verify};
-pub use write::{Retention, clean, save, write_tensors};
+pub use write::{Retention, clean, save, save_file};
 
 /// The version of `state.json` and of the names in the tensor files.
 const FORMAT: u32 = 1;

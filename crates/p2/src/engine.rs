@@ -24,9 +24,12 @@ pub fn with_threads<T: Send>(
     let threads = Threads::new(n_threads.unwrap_or(n_cores).get());
     process::keep_freed_pages();
     process::keep_candle_on_one_thread();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.count()).build();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.count())
+        .build();
     // Inside the pool, so that a kernel wakes one thread less.
-    pool.context("cannot start threads")?.install(|| f(Cpu { isa, threads }))
+    pool.context("cannot start threads")?
+        .install(|| f(Cpu { isa, threads }))
 }
 
 fn isa() -> Result<Isa, Problem> {
@@ -36,7 +39,12 @@ fn isa() -> Result<Isa, Problem> {
     let name = name.to_string_lossy();
     Isa::from_name(&name).ok_or_else(|| {
         let names: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
-        Problem::new(format!("{ISA}={name} is no instruction set of this machine"))
-            .hint(format!("leave it unset, or use one of: {}", names.join(", ")))
+        Problem::new(format!(
+            "{ISA}={name} is no instruction set of this machine"
+        ))
+        .hint(format!(
+            "leave it unset, or use one of: {}",
+            names.join(", ")
+        ))
     })
 }

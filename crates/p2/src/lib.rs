@@ -1,5 +1,10 @@
 //! p2 trains and samples image diffusion models with perception-prioritized (P2) loss weighting.
 
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "tests write scratch files")
+)]
+
 pub mod checkpoint;
 pub mod cli;
 pub mod command;

@@ -5,7 +5,9 @@ mod from_config;
 
 use anyhow::Context as _;
 use candle_core::Tensor;
-use p2_diffusion::{Denoised, Denoiser, NetworkOutput, NoiseSchedule, Objective, Prediction, Variance};
+use p2_diffusion::{
+    Denoised, Denoiser, NetworkOutput, NoiseSchedule, Objective, Prediction, Variance,
+};
 use p2_nn::unet::{Dropout, Input};
 use p2_nn::{Cpu, Init, Params, UNet};
 
@@ -76,6 +78,11 @@ impl Model {
         &self.schedule
     }
 
+    /// What the network predicts.
+    pub fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
     /// The variance of the reverse process.
     pub fn variance(&self) -> Variance {
         self.variance
@@ -97,7 +104,12 @@ impl Model {
     /// If the weighting has no finite value at some noise level.
     pub fn objective(&self, config: &RunConfig) -> anyhow::Result<Objective> {
         let weighting = from_config::weighting(config.loss.weighting);
-        Ok(Objective::new(&self.schedule, self.prediction, self.variance, weighting)?)
+        Ok(Objective::new(
+            &self.schedule,
+            self.prediction,
+            self.variance,
+            weighting,
+        )?)
     }
 
     /// The network's output, `[N, H, W, 3]`, or 6 channels with learned variance.
@@ -111,7 +123,12 @@ impl Model {
     ) -> anyhow::Result<Tensor> {
         let t: Vec<f64> = noised.t.iter().map(|&t| f64::from(t)).collect();
         let labels = (self.n_classes() > 0).then_some(noised.labels);
-        Ok(self.unet.forward(Input { x_t: noised.x_t, t: &t, labels, dropout })?)
+        Ok(self.unet.forward(Input {
+            x_t: noised.x_t,
+            t: &t,
+            labels,
+            dropout,
+        })?)
     }
 
     /// The model as a sampler sees it, for images of these classes.

@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions, ancestral, ddim};
 use p2_diffusion::Levels;
+use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions, ancestral, ddim};
 
-use crate::checkpoint::{self, NamedTensor};
+use crate::checkpoint::{self, NamedTensor, TensorFile};
 use crate::config::section::Sampler;
 use crate::model::Model;
 use crate::rng::{Draws, Stream};
@@ -41,7 +41,10 @@ pub fn draw(
 ) -> anyhow::Result<Tensor> {
     let size = model.image_size();
     let levels = Levels::from_spec(model.schedule(), &options.n_steps.to_string())?;
-    let labels: Vec<u32> = images.clone().map(|image| label(model, options, image)).collect();
+    let labels: Vec<u32> = images
+        .clone()
+        .map(|image| label(model, options, image))
+        .collect();
     // Lane 0 is the first noise, lane i + 1 that of step i.
     let noise = |lane: u64| -> candle_core::Result<Tensor> {
         let mut values = vec![0.0; labels.len() * size * size * 3];
@@ -59,12 +62,32 @@ pub fn draw(
     let clip = Clip::Pixels;
     Ok(match options.sampler {
         Sampler::Ancestral => {
-            let options = AncestralOptions { clip, variance: model.variance() };
-            ancestral(&denoiser, x_t, &levels, options, &mut step_noise, &mut report)?
+            let options = AncestralOptions {
+                clip,
+                variance: model.variance(),
+            };
+            ancestral(
+                &denoiser,
+                x_t,
+                &levels,
+                options,
+                &mut step_noise,
+                &mut report,
+            )?
         }
         Sampler::Ddim => {
-            let options = DdimOptions { clip, eta: options.eta };
-            ddim(&denoiser, x_t, &levels, options, &mut step_noise, &mut report)?
+            let options = DdimOptions {
+                clip,
+                eta: options.eta,
+            };
+            ddim(
+                &denoiser,
+                x_t,
+                &levels,
+                options,
+                &mut step_noise,
+                &mut report,
+            )?
         }
     })
 }
@@ -82,6 +105,18 @@ fn label(model: &Model, options: &SampleOptions, image: u64) -> u32 {
 /// If the file cannot be written.
 pub fn raw_file(path: &Path, size: usize, pixels: &[f32]) -> anyhow::Result<()> {
     let shape = vec![pixels.len() / (size * size * 3), size, size, 3];
-    let tensor = NamedTensor { name: "images".into(), shape, values: pixels.into() };
-    checkpoint::write_tensors(path, vec![tensor])
+    let tensor = NamedTensor {
+        name: "images".into(),
+        shape,
+        values: pixels.into(),
+    };
+    let name = path.display().to_string();
+    checkpoint::save_file(
+        path,
+        &TensorFile {
+            name,
+            metadata: None,
+            tensors: vec![tensor],
+        },
+    )
 }

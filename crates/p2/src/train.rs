@@ -19,8 +19,8 @@ use p2_nn::{AdamW, adamw};
 pub use clock::{Clock, Interval, Limits};
 use dropout::RunDropout;
 use gradients::{Gradients, check_loss};
-pub use linear_denoiser::LinearDenoiser;
 pub use held_out::StageErrors;
+pub use linear_denoiser::LinearDenoiser;
 use noise::Noise;
 use observer::Observer;
 pub use run::{Outcome, Setup, train};
@@ -87,7 +87,8 @@ impl Trainer {
         }
         report.grad_norm = gradients.checked_norm(&batch.files, self.clock.step + 1)?;
         report.lr = learning_rate::at(&self.run, self.clock.images_seen);
-        self.optimizer.step(gradients.tensors(), self.adamw_step(&report, n))?;
+        self.optimizer
+            .step(gradients.tensors(), self.adamw_step(&report, n))?;
         self.clock.advance(n);
         Ok(report)
     }
@@ -100,7 +101,11 @@ impl Trainer {
         let x0 = &batch.pixels[first * n_pixels..(first + n) * n_pixels];
         let x0 = Tensor::from_slice(x0, (n, size, size, 3), &Device::Cpu)?; // [N, H, W, 3]
         let x_t = self.model.schedule().add_noise(&x0, &noise.eps, &noise.t)?;
-        let noised = Noised { x_t: &x_t, t: &noise.t, labels: &batch.labels[first..first + n] };
+        let noised = Noised {
+            x_t: &x_t,
+            t: &noise.t,
+            labels: &batch.labels[first..first + n],
+        };
         let dropout = RunDropout {
             seed: self.run.train.seed,
             first_image_idx: batch.first_image_idx + first as u64,
@@ -125,7 +130,11 @@ impl Trainer {
             eps: optim.eps,
             weight_decay: optim.weight_decay,
             step: self.clock.step + 1,
-            grad_scale: if clip { optim.max_grad_norm / report.grad_norm } else { 1.0 },
+            grad_scale: if clip {
+                optim.max_grad_norm / report.grad_norm
+            } else {
+                1.0
+            },
             ema_decay: learning_rate::ema_decay(&self.run.ema, self.clock.images_seen, n_images),
         }
     }
@@ -134,7 +143,14 @@ impl Trainer {
 impl StepReport {
     fn empty() -> Self {
         let (t, weighted, mse_eps) = (vec![], vec![], vec![]);
-        Self { t, weighted, mse_eps, vb: None, grad_norm: 0.0, lr: 0.0 }
+        Self {
+            t,
+            weighted,
+            mse_eps,
+            vb: None,
+            grad_norm: 0.0,
+            lr: 0.0,
+        }
     }
 
     fn extend(&mut self, loss: &LossTerms, t: Vec<u32>) -> anyhow::Result<()> {

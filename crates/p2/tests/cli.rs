@@ -1,5 +1,6 @@
 //! What the program says: exit code, stdout and stderr of whole commands.
 
+#![allow(clippy::disallowed_methods, reason = "tests write scratch files")]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod cli {

@@ -1,5 +1,6 @@
 //! Checkpoints survive a process that is killed at any point of saving, and a full disk.
 
+#![allow(clippy::disallowed_methods, reason = "tests write scratch files")]
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 

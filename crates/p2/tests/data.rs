@@ -1,4 +1,6 @@
 //! Datasets and loaders as a program sees them.
+
+#![allow(clippy::disallowed_methods, reason = "tests write scratch files")]
 #![expect(
     clippy::unwrap_used,
     reason = "functions that tests share may panic like tests"

@@ -1,5 +1,6 @@
 //! The first signal asks to stop, the second ends the process at once.
 
+#![allow(clippy::disallowed_methods, reason = "tests write scratch files")]
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -36,7 +36,13 @@ pub fn attention(qkv: &Tensor, options: Options, cpu: Cpu) -> Result<Tensor> {
     if !has_kernel(qkv) {
         return attention_reference(qkv, options);
     }
-    let sizes = Sizes { n, n_positions, n_heads, head_channels: width / 3 / n_heads, order };
+    let sizes = Sizes {
+        n,
+        n_positions,
+        n_heads,
+        head_channels: width / 3 / n_heads,
+        order,
+    };
     qkv.contiguous()?.apply_op1(Attention { sizes, cpu })
 }
 
@@ -55,9 +61,14 @@ pub fn attention_reference(qkv: &Tensor, options: Options) -> Result<Tensor> {
     let part = |i: usize| parts.narrow(0, i, 1)?.squeeze(0)?.contiguous();
     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
     let scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d as f64).sqrt()))?; // [N, heads, T, T]
-    let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    let scores = scores
+        .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
+        .exp()?;
     let weights = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
-    weights.matmul(&v)?.transpose(1, 2)?.reshape((n, t, heads * d)) // [N, T, C]
+    weights
+        .matmul(&v)?
+        .transpose(1, 2)?
+        .reshape((n, t, heads * d)) // [N, T, C]
 }
 
 struct Attention {
@@ -74,7 +85,10 @@ impl CustomOp1 for Attention {
         let qkv = slice(qkv, layout)?;
         let mut y = vec![0.0; qkv.len() / 3];
         self.sizes.forward(qkv, &mut y, self.cpu);
-        Ok(output(y, (self.sizes.n, self.sizes.n_positions, self.sizes.channels())))
+        Ok(output(
+            y,
+            (self.sizes.n, self.sizes.n_positions, self.sizes.channels()),
+        ))
     }
 
     fn bwd(&self, qkv: &Tensor, _y: &Tensor, d_y: &Tensor) -> Result<Option<Tensor>> {

@@ -47,10 +47,26 @@ pub fn conv2d(
         );
     }
     if h.min(w) + 2 * padding < kernel || stride == 0 {
-        candle_core::bail!("conv2d of {:?} with kernel {kernel} and {geometry:?}", x.dims());
+        candle_core::bail!(
+            "conv2d of {:?} with kernel {kernel} and {geometry:?}",
+            x.dims()
+        );
     }
-    let sizes = Sizes { n, h, w, c_in, c_out, kernel, stride, padding };
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Conv2d { sizes, cpu })
+    let sizes = Sizes {
+        n,
+        h,
+        w,
+        c_in,
+        c_out,
+        kernel,
+        stride,
+        padding,
+    };
+    x.contiguous()?.apply_op3(
+        &weight.contiguous()?,
+        &bias.contiguous()?,
+        Conv2d { sizes, cpu },
+    )
 }
 
 /// [`conv2d`] in plain candle operations.
@@ -88,7 +104,16 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, cpu: Cpu) -> Result<Te
     let n = shape.iter().product::<usize>();
     let x = x.contiguous()?.reshape((n, 1, 1, c_in))?;
     let weight = weight.reshape((1, 1, c_in, c_out))?;
-    let y = conv2d(&x, &weight, bias, Geometry { stride: 1, padding: 0 }, cpu)?;
+    let y = conv2d(
+        &x,
+        &weight,
+        bias,
+        Geometry {
+            stride: 1,
+            padding: 0,
+        },
+        cpu,
+    )?;
     shape.push(c_out);
     y.reshape(shape)
 }
@@ -117,7 +142,10 @@ impl CustomOp3 for Conv2d {
         let mut y = vec![0.0; self.sizes.y_len()];
         self.sizes.forward(x, weight, bias, &mut y, self.cpu);
         let Sizes { n, c_out, .. } = self.sizes;
-        Ok(output(y, (n, self.sizes.out_h(), self.sizes.out_w(), c_out)))
+        Ok(output(
+            y,
+            (n, self.sizes.out_h(), self.sizes.out_w(), c_out),
+        ))
     }
 
     fn bwd(
@@ -140,6 +168,10 @@ impl CustomOp3 for Conv2d {
             self.sizes.backward_bias(d_y, &mut d_bias, self.cpu);
         })?;
         let d_x = d_x.map(|d_x| tensor(d_x, x)).transpose()?;
-        Ok((d_x, Some(tensor(d_weight, weight)?), Some(tensor(d_bias, bias)?)))
+        Ok((
+            d_x,
+            Some(tensor(d_weight, weight)?),
+            Some(tensor(d_bias, bias)?),
+        ))
     }
 }

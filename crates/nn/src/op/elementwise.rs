@@ -46,11 +46,19 @@ pub fn concat(a: &Tensor, b: &Tensor, cpu: Cpu) -> Result<Tensor> {
     if rest_a != rest_b {
         candle_core::bail!("concat of {:?} and {:?}", a.dims(), b.dims());
     }
-    a.contiguous()?.apply_op2(&b.contiguous()?, Concat { channels: [c_a, c_b], cpu })
+    a.contiguous()?.apply_op2(
+        &b.contiguous()?,
+        Concat {
+            channels: [c_a, c_b],
+            cpu,
+        },
+    )
 }
 
 fn split_last(x: &Tensor) -> (&[usize], usize) {
-    x.dims().split_last().map_or((&[], 0), |(last, rest)| (rest, *last))
+    x.dims()
+        .split_last()
+        .map_or((&[], 0), |(last, rest)| (rest, *last))
 }
 
 struct Silu {
@@ -71,7 +79,9 @@ impl CustomOp1 for Silu {
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, d_y: &Tensor) -> Result<Option<Tensor>> {
         let mut d_x = vec![0.0; x.elem_count()];
-        with_slices([x, d_y], |[x, d_y]| kernel::silu_backward(x, d_y, &mut d_x, self.cpu))?;
+        with_slices([x, d_y], |[x, d_y]| {
+            kernel::silu_backward(x, d_y, &mut d_x, self.cpu);
+        })?;
         Ok(Some(tensor(d_x, x)?))
     }
 }

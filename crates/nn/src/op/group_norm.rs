@@ -39,7 +39,10 @@ pub fn group_norm(
     cpu: Cpu,
 ) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
-    let Options { n_groups, activation } = options;
+    let Options {
+        n_groups,
+        activation,
+    } = options;
     if n_groups == 0 || c % n_groups != 0 || scale.dims() != [n, c] || shift.dims() != [n, c] {
         candle_core::bail!(
             "group_norm of {:?} in {n_groups} groups with scale {:?} and shift {:?}",
@@ -51,9 +54,20 @@ pub fn group_norm(
     if !has_kernel(x) {
         return group_norm_reference(x, scale, shift, options);
     }
-    let sizes = Sizes { n, n_positions: h * w, c, n_groups, activation };
-    let op = GroupNorm { sizes, cpu, moments: OnceLock::new() };
-    x.contiguous()?.apply_op3(&scale.contiguous()?, &shift.contiguous()?, op)
+    let sizes = Sizes {
+        n,
+        n_positions: h * w,
+        c,
+        n_groups,
+        activation,
+    };
+    let op = GroupNorm {
+        sizes,
+        cpu,
+        moments: OnceLock::new(),
+    };
+    x.contiguous()?
+        .apply_op3(&scale.contiguous()?, &shift.contiguous()?, op)
 }
 
 /// [`group_norm`] in plain candle operations.
@@ -73,10 +87,14 @@ pub fn group_norm_reference(
     let centered = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?;
     let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
     let x_hat = centered.broadcast_div(&(variance + 1e-5)?.sqrt()?)?;
-    let x_hat = x_hat.reshape((n, n_groups, h * w, c / n_groups))?.permute((0, 2, 1, 3))?;
+    let x_hat = x_hat
+        .reshape((n, n_groups, h * w, c / n_groups))?
+        .permute((0, 2, 1, 3))?;
     let x_hat = x_hat.reshape((n, h, w, c))?; // [N, H, W, C]
     let per_channel = |t: &Tensor| t.reshape((n, 1, 1, c));
-    let u = x_hat.broadcast_mul(&per_channel(scale)?)?.broadcast_add(&per_channel(shift)?)?;
+    let u = x_hat
+        .broadcast_mul(&per_channel(scale)?)?
+        .broadcast_add(&per_channel(shift)?)?;
     match options.activation {
         Activation::Identity => Ok(u),
         Activation::Silu => u.silu(),
@@ -105,7 +123,11 @@ impl CustomOp3 for GroupNorm {
         shift_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (scale, shift) = (slice(scale, scale_layout)?, slice(shift, shift_layout)?);
-        let inputs = Inputs { x: slice(x, x_layout)?, scale, shift };
+        let inputs = Inputs {
+            x: slice(x, x_layout)?,
+            scale,
+            shift,
+        };
         let mut y = vec![0.0; inputs.x.len()];
         let moments = self.sizes.forward(inputs, &mut y, self.cpu);
         self.moments.get_or_init(|| moments);
@@ -123,12 +145,26 @@ impl CustomOp3 for GroupNorm {
         let Some(moments) = self.moments.get() else {
             candle_core::bail!("group_norm has no moments before its forward pass");
         };
-        let [mut d_x, mut d_scale, mut d_shift] = [x, scale, shift].map(|t| vec![0.0; t.elem_count()]);
+        let [mut d_x, mut d_scale, mut d_shift] =
+            [x, scale, shift].map(|t| vec![0.0; t.elem_count()]);
         with_slices([x, scale, shift, d_y], |[x, scale, shift, d_y]| {
-            let gradients =
-                Gradients { d_x: &mut d_x, d_scale: &mut d_scale, d_shift: &mut d_shift };
-            self.sizes.backward(Inputs { x, scale, shift }, moments, d_y, gradients, self.cpu);
+            let gradients = Gradients {
+                d_x: &mut d_x,
+                d_scale: &mut d_scale,
+                d_shift: &mut d_shift,
+            };
+            self.sizes.backward(
+                Inputs { x, scale, shift },
+                moments,
+                d_y,
+                gradients,
+                self.cpu,
+            );
         })?;
-        Ok((Some(tensor(d_x, x)?), Some(tensor(d_scale, scale)?), Some(tensor(d_shift, shift)?)))
+        Ok((
+            Some(tensor(d_x, x)?),
+            Some(tensor(d_scale, scale)?),
+            Some(tensor(d_shift, shift)?),
+        ))
     }
 }

@@ -18,7 +18,10 @@ pub fn avg_pool2(x: &Tensor, cpu: Cpu) -> Result<Tensor> {
     if !has_kernel(x) {
         return avg_pool2_reference(x);
     }
-    x.contiguous()?.apply_op1(AvgPool2 { sizes: Sizes { n, h, w, c }, cpu })
+    x.contiguous()?.apply_op1(AvgPool2 {
+        sizes: Sizes { n, h, w, c },
+        cpu,
+    })
 }
 
 /// [`avg_pool2`] in plain candle operations.
@@ -43,7 +46,15 @@ pub fn upsample2(x: &Tensor, cpu: Cpu) -> Result<Tensor> {
     if !has_kernel(x) {
         return upsample2_reference(x);
     }
-    x.contiguous()?.apply_op1(Upsample2 { sizes: Sizes { n, h: 2 * h, w: 2 * w, c }, cpu })
+    x.contiguous()?.apply_op1(Upsample2 {
+        sizes: Sizes {
+            n,
+            h: 2 * h,
+            w: 2 * w,
+            c,
+        },
+        cpu,
+    })
 }
 
 /// [`upsample2`] in plain candle operations.
@@ -52,7 +63,9 @@ pub fn upsample2(x: &Tensor, cpu: Cpu) -> Result<Tensor> {
 /// If `x` is no image tensor.
 pub fn upsample2_reference(x: &Tensor) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
-    x.reshape((n, h, 1, w, 1, c))?.broadcast_as((n, h, 2, w, 2, c))?.reshape((n, 2 * h, 2 * w, c))
+    x.reshape((n, h, 1, w, 1, c))?
+        .broadcast_as((n, h, 2, w, 2, c))?
+        .reshape((n, 2 * h, 2 * w, c))
 }
 
 struct AvgPool2 {
@@ -75,7 +88,9 @@ impl CustomOp1 for AvgPool2 {
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, d_y: &Tensor) -> Result<Option<Tensor>> {
         let mut d_x = vec![0.0; x.elem_count()];
-        with_slices([d_y], |[d_y]| self.sizes.spread(d_y, 0.25, &mut d_x, self.cpu))?;
+        with_slices([d_y], |[d_y]| {
+            self.sizes.spread(d_y, 0.25, &mut d_x, self.cpu);
+        })?;
         Ok(Some(tensor(d_x, x)?))
     }
 }
@@ -100,7 +115,9 @@ impl CustomOp1 for Upsample2 {
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, d_y: &Tensor) -> Result<Option<Tensor>> {
         let mut d_x = vec![0.0; x.elem_count()];
-        with_slices([d_y], |[d_y]| self.sizes.gather(d_y, 1.0, &mut d_x, self.cpu))?;
+        with_slices([d_y], |[d_y]| {
+            self.sizes.gather(d_y, 1.0, &mut d_x, self.cpu);
+        })?;
         Ok(Some(tensor(d_x, x)?))
     }
 }

@@ -83,9 +83,18 @@ impl ResBlock {
         config: &UNetConfig,
         size: ResBlockSize,
     ) -> Result<Self> {
-        let ResBlockSize { c_in, c_out, resampling } = size;
+        let ResBlockSize {
+            c_in,
+            c_out,
+            resampling,
+        } = size;
         let layer = builder.n_params() as u64;
-        let conv = |c_in| ConvSize { c_in, c_out, kernel: 3, stride: 1 };
+        let conv = |c_in| ConvSize {
+            c_in,
+            c_out,
+            kernel: 3,
+            stride: 1,
+        };
         let embed_out = match config.time_conditioning {
             TimeConditioning::ScaleShift => 2 * c_out,
             TimeConditioning::Additive => c_out,
@@ -100,8 +109,15 @@ impl ResBlock {
             skip: if c_in == c_out {
                 None
             } else {
-                let size = ConvSize { kernel: 1, ..conv(c_in) };
-                Some(Conv2d::new(&mut builder.at("skip_connection"), size, Start::Random)?)
+                let size = ConvSize {
+                    kernel: 1,
+                    ..conv(c_in)
+                };
+                Some(Conv2d::new(
+                    &mut builder.at("skip_connection"),
+                    size,
+                    Start::Random,
+                )?)
             },
             resampling,
             time_conditioning: config.time_conditioning,
@@ -119,7 +135,9 @@ impl ResBlock {
         let h = self.in_conv.forward(&h, cpu)?;
         let embedding = self.embed.forward(context.embedding, cpu)?; // [N, 2 C_out] or [N, C_out]
         let h = match self.time_conditioning {
-            TimeConditioning::ScaleShift => self.out_norm.forward_conditioned(&h, &embedding, cpu)?,
+            TimeConditioning::ScaleShift => {
+                self.out_norm.forward_conditioned(&h, &embedding, cpu)?
+            }
             TimeConditioning::Additive => {
                 let (n, _, _, c) = h.dims4()?;
                 let h = h.broadcast_add(&embedding.reshape((n, 1, 1, c))?)?;
@@ -140,8 +158,18 @@ impl ResBlock {
     fn drop(&self, h: &Tensor, dropout: &dyn Dropout) -> Result<Tensor> {
         let (n, height, width, c) = h.dims4()?;
         let mut mask = vec![0.0; h.elem_count()];
-        for (image, mask) in mask.chunks_exact_mut(height * width * c).enumerate().take(n) {
-            dropout.fill(DropoutSite { image, layer: self.layer }, mask);
+        for (image, mask) in mask
+            .chunks_exact_mut(height * width * c)
+            .enumerate()
+            .take(n)
+        {
+            dropout.fill(
+                DropoutSite {
+                    image,
+                    layer: self.layer,
+                },
+                mask,
+            );
         }
         Ok((h * Tensor::from_vec(mask, h.shape(), h.device())?)?)
     }
@@ -162,8 +190,10 @@ impl AttentionBlock {
         config: &UNetConfig,
         c: usize,
     ) -> Result<Self> {
-        let options =
-            attention::Options { n_heads: config.n_heads(c), order: config.attention_order };
+        let options = attention::Options {
+            n_heads: config.n_heads(c),
+            order: config.attention_order,
+        };
         Ok(Self {
             norm: GroupNorm::new(&mut builder.at("norm"), c, Activation::Identity)?,
             qkv: Linear::new_conv1d(&mut builder.at("qkv"), [c, 3 * c], Start::Random)?,
@@ -175,7 +205,10 @@ impl AttentionBlock {
     /// `[N, H, W, C]` to the same.
     pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
         let (n, h, w, c) = x.dims4()?;
-        let qkv = self.qkv.forward(&self.norm.forward(x, cpu)?, cpu)?.reshape((n, h * w, 3 * c))?;
+        let qkv = self
+            .qkv
+            .forward(&self.norm.forward(x, cpu)?, cpu)?
+            .reshape((n, h * w, 3 * c))?;
         let y = attention(&qkv, self.options, cpu)?; // [N, H*W, C]
         let y = self.proj_out.forward(&y, cpu)?.reshape((n, h, w, c))?;
         Ok(add(x, &y, cpu)?)
@@ -190,8 +223,15 @@ pub(crate) struct Downsample {
 
 impl Downsample {
     pub(crate) fn new(builder: &mut Builder<'_, '_>, c: usize) -> Result<Self> {
-        let size = ConvSize { c_in: c, c_out: c, kernel: 3, stride: 2 };
-        Ok(Self { conv: Conv2d::new(&mut builder.at("op"), size, Start::Random)? })
+        let size = ConvSize {
+            c_in: c,
+            c_out: c,
+            kernel: 3,
+            stride: 2,
+        };
+        Ok(Self {
+            conv: Conv2d::new(&mut builder.at("op"), size, Start::Random)?,
+        })
     }
 
     pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
@@ -207,8 +247,15 @@ pub(crate) struct Upsample {
 
 impl Upsample {
     pub(crate) fn new(builder: &mut Builder<'_, '_>, c: usize) -> Result<Self> {
-        let size = ConvSize { c_in: c, c_out: c, kernel: 3, stride: 1 };
-        Ok(Self { conv: Conv2d::new(&mut builder.at("conv"), size, Start::Random)? })
+        let size = ConvSize {
+            c_in: c,
+            c_out: c,
+            kernel: 3,
+            stride: 1,
+        };
+        Ok(Self {
+            conv: Conv2d::new(&mut builder.at("conv"), size, Start::Random)?,
+        })
     }
 
     pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {

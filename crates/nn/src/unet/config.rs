@@ -97,15 +97,27 @@ impl UNetConfig {
     pub fn check(&self) -> Result<()> {
         let fail = |message: String| Err(Error::Config(message));
         let n_levels = self.channel_mult.len();
-        let Self { image_size, channels, .. } = *self;
+        let Self {
+            image_size,
+            channels,
+            ..
+        } = *self;
         if n_levels == 0 || self.channel_mult.contains(&0) {
-            return fail(format!("channel_mult {:?} needs positive entries", self.channel_mult));
+            return fail(format!(
+                "channel_mult {:?} needs positive entries",
+                self.channel_mult
+            ));
         }
         if channels == 0 || !channels.is_multiple_of(N_GROUPS) {
-            return fail(format!("channels {channels} is not a multiple of {N_GROUPS}"));
+            return fail(format!(
+                "channels {channels} is not a multiple of {N_GROUPS}"
+            ));
         }
         if image_size == 0 || n_levels > 30 || !image_size.is_multiple_of(1 << (n_levels - 1)) {
-            return fail(format!("image_size {image_size} cannot be halved {} times", n_levels - 1));
+            return fail(format!(
+                "image_size {image_size} cannot be halved {} times",
+                n_levels - 1
+            ));
         }
         if self.in_channels == 0 || self.out_channels == 0 || self.n_res_blocks == 0 {
             return fail("in_channels, out_channels and n_res_blocks must be positive".into());
@@ -122,7 +134,10 @@ impl UNetConfig {
             let c = self.level_channels(level);
             let (Heads::Channels(n) | Heads::Count(n)) = self.heads;
             if n == 0 || !c.is_multiple_of(n) {
-                return fail(format!("heads: {c} channels cannot be divided as {:?}", self.heads));
+                return fail(format!(
+                    "heads: {c} channels cannot be divided as {:?}",
+                    self.heads
+                ));
             }
         }
         Ok(())

@@ -63,6 +63,15 @@ pub fn save(
     Ok(target)
 }
 
+/// Writes one tensor file outside of a checkpoint: whole, or not at all. Its name is that of `path`.
+///
+/// # Errors
+/// If a tensor has not as many values as its shape says, or the disk refuses.
+pub fn save_file(path: &Path, file: &TensorFile<'_>) -> anyhow::Result<()> {
+    let bytes = serialize(file).with_context(|| format!("cannot store {}", path.display()))?;
+    durable::write(path, &bytes)
+}
+
 fn write_folder(temp: &Path, position: Position, files: &[TensorFile<'_>]) -> anyhow::Result<()> {
     if temp.exists() {
         fs::remove_dir_all(temp).map_err(|error| durable::explain(error, "remove", temp))?;
@@ -94,16 +103,6 @@ fn write_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         .map_err(|error| durable::explain(error, "write", path))?;
     fault::point("checkpoint.after-temp-write");
     Ok(())
-}
-
-/// Writes one file of tensors, outside of any checkpoint.
-///
-/// # Errors
-/// If it cannot be written.
-pub fn write_tensors(path: &Path, tensors: Vec<NamedTensor<'_>>) -> anyhow::Result<()> {
-    let name = path.display().to_string();
-    let bytes = serialize(&TensorFile { name, metadata: None, tensors })?;
-    durable::write(path, &bytes)
 }
 
 /// The same tensors give the same bytes: safetensors sorts them by name.

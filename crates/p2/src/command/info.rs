@@ -36,6 +36,8 @@ fn print(run: &Run, model: &Model, arguments: &InfoArgs, printer: &Printer) -> a
             "config": run.config(),
         }));
     }
-    printer.data(format_args!("# {n_parameters} parameters in {n_tensors} tensors\n"))?;
+    printer.data(format_args!(
+        "# {n_parameters} parameters in {n_tensors} tensors\n"
+    ))?;
     Ok(printer.data(run.to_toml()?.trim_end())?)
 }

@@ -57,6 +57,22 @@ pub fn load(path: &Path, cpu: Cpu) -> anyhow::Result<Loaded> {
     })
 }
 
+/// Writes a model and its configuration as one file, which [`load`] reads.
+///
+/// # Errors
+/// If the weights cannot be read, or the disk refuses.
+pub fn save(path: &Path, model: &Model, run: &Run) -> anyhow::Result<()> {
+    let params = model.params();
+    let values = params
+        .iter()
+        .map(p2_nn::params::Param::values)
+        .collect::<Result<Vec<_>, _>>()?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let values = values.iter().map(Vec::as_slice);
+    let file = tensor_file(name, &run.to_metadata()?, params, values)?;
+    checkpoint::save_file(path, &file)
+}
+
 /// Sets the parameters from the tensors of their names under `prefix`.
 pub(crate) fn load_params(
     params: &Params,
@@ -141,4 +157,37 @@ fn find(path: &Path) -> anyhow::Result<(PathBuf, Vec<Skipped>)> {
         .collect();
     averages.sort_unstable();
     Ok((averages.pop().ok_or_else(not_found)?, skipped))
+}
+
+#[cfg(test)]
+mod tests {
+    use p2_nn::Threads;
+
+    use super::*;
+    use crate::config::{Base, resolve};
+
+    #[test]
+    fn a_saved_model_comes_back_with_its_weights_and_its_configuration() {
+        let run = resolve(&Base::Preset("smoke".into()), &[]).unwrap();
+        let cpu = Cpu::best(Threads::new(1));
+        let model = Model::new(&run, cpu).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        save(&path, &model, &run).unwrap();
+
+        let loaded = load(&path, cpu).unwrap();
+        assert_eq!(
+            loaded.run.to_metadata().unwrap(),
+            run.to_metadata().unwrap()
+        );
+        let pairs = model.params().iter().zip(loaded.model.params().iter());
+        for (saved, loaded) in pairs {
+            assert_eq!(
+                saved.values().unwrap(),
+                loaded.values().unwrap(),
+                "{}",
+                saved.name()
+            );
+        }
+    }
 }

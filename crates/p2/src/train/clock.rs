@@ -18,7 +18,11 @@ pub struct Clock {
 impl Clock {
     /// The clock of a run that has come so far.
     pub fn at(images_seen: u64, step: u64) -> Self {
-        Self { images_seen, step, last_batch: 0 }
+        Self {
+            images_seen,
+            step,
+            last_batch: 0,
+        }
     }
 
     pub(super) fn advance(&mut self, n_images: usize) {
@@ -58,7 +62,9 @@ impl Limits {
         self.stop.requested().is_some()
             || self.max_images.is_some_and(|max| clock.images_seen >= max)
             || self.max_step.is_some_and(|max| clock.step >= max)
-            || self.deadline.is_some_and(|deadline| Instant::now() + finishing >= deadline)
+            || self
+                .deadline
+                .is_some_and(|deadline| Instant::now() + finishing >= deadline)
     }
 }
 

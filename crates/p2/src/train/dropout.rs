@@ -20,7 +20,11 @@ impl Dropout for RunDropout {
         let mut draws = Draws::at_lane(self.seed, Stream::Dropout, image_idx, at.layer);
         let kept = (1.0 / (1.0 - self.probability)) as f32;
         for value in mask {
-            *value = if draws.uniform() < self.probability { 0.0 } else { kept };
+            *value = if draws.uniform() < self.probability {
+                0.0
+            } else {
+                kept
+            };
         }
     }
 }
@@ -30,7 +34,11 @@ mod tests {
     use super::*;
 
     fn mask(first_image_idx: u64, image: usize, layer: u64) -> Vec<f32> {
-        let dropout = RunDropout { seed: 1, first_image_idx, probability: 0.25 };
+        let dropout = RunDropout {
+            seed: 1,
+            first_image_idx,
+            probability: 0.25,
+        };
         let mut mask = vec![f32::NAN; 40_000];
         dropout.fill(DropoutSite { image, layer }, &mut mask);
         mask
@@ -40,7 +48,10 @@ mod tests {
     fn masks_drop_their_share_and_keep_the_mean() {
         let mask = mask(0, 0, 0);
         let n_dropped = mask.iter().filter(|&&value| value == 0.0).count();
-        assert!((n_dropped as f64 / 40_000.0 - 0.25).abs() < 0.01, "{n_dropped} dropped");
+        assert!(
+            (n_dropped as f64 / 40_000.0 - 0.25).abs() < 0.01,
+            "{n_dropped} dropped"
+        );
         let mean = mask.iter().sum::<f32>() / 40_000.0;
         assert!((mean - 1.0).abs() < 0.015, "mean {mean}");
     }

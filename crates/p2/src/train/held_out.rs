@@ -47,7 +47,9 @@ pub(super) fn evaluate(
     batch_size: usize,
 ) -> anyhow::Result<StageErrors> {
     let n_all = dataset.n_images(Split::HeldOut);
-    let images: Vec<usize> = (0..n_all.min(MAX_IMAGES)).map(|i| i * n_all / n_all.min(MAX_IMAGES)).collect();
+    let images: Vec<usize> = (0..n_all.min(MAX_IMAGES))
+        .map(|i| i * n_all / n_all.min(MAX_IMAGES))
+        .collect();
     StageErrors::try_new(|stage| {
         let levels = stage.timesteps(model.schedule());
         let mut sum = 0.0;
@@ -79,16 +81,34 @@ fn errors(
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     for &index in images {
         let image = dataset.image(Split::HeldOut, index)?;
-        pixels.extend(image.pixels.iter().map(|&byte| f32::from(byte) / 127.5 - 1.0));
+        pixels.extend(
+            image
+                .pixels
+                .iter()
+                .map(|&byte| f32::from(byte) / 127.5 - 1.0),
+        );
         labels.push(image.label);
     }
     let x0 = Tensor::from_vec(pixels, (images.len(), size, size, 3), &Device::Cpu)?;
-    let lane = Stage::ALL.iter().position(|&other| other == stage).unwrap_or(0) as u64;
-    let draws =
-        images.iter().map(|&image| Draws::at_lane(SEED, Stream::HeldOut, image as u64, lane));
+    let lane = Stage::ALL
+        .iter()
+        .position(|&other| other == stage)
+        .unwrap_or(0) as u64;
+    let draws = images
+        .iter()
+        .map(|&image| Draws::at_lane(SEED, Stream::HeldOut, image as u64, lane));
     let eps = normal_images(draws, images.len(), size)?;
     let x_t = model.schedule().add_noise(&x0, &eps, t)?;
-    let output = model.predict(Noised { x_t: &x_t, t, labels: &labels }, None)?.detach();
+    let output = model
+        .predict(
+            Noised {
+                x_t: &x_t,
+                t,
+                labels: &labels,
+            },
+            None,
+        )?
+        .detach();
     let loss = objective.loss(&output, &x0, &eps, t)?;
     Ok(values(&loss.mse_eps)?.into_iter().map(f64::from).sum())
 }

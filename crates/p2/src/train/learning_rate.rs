@@ -33,7 +33,11 @@ pub(super) fn ema_decay(ema: &Ema, images_seen: u64, n_images: usize) -> f64 {
     if ema.rampup_ratio > 0.0 {
         halflife = halflife.min(images_seen as f64 * ema.rampup_ratio);
     }
-    if halflife > 0.0 { 0.5f64.powf(n_images as f64 / halflife) } else { 0.0 }
+    if halflife > 0.0 {
+        0.5f64.powf(n_images as f64 / halflife)
+    } else {
+        0.0
+    }
 }
 
 #[cfg(test)]
@@ -42,8 +46,14 @@ mod tests {
     use crate::config::{Base, Count, Override, resolve};
 
     fn run(set: &[&str]) -> RunConfig {
-        let set: Vec<Override> = set.iter().map(|assignment| Override::set(assignment)).collect();
-        resolve(&Base::Preset("smoke".into()), &set).unwrap().config().clone()
+        let set: Vec<Override> = set
+            .iter()
+            .map(|assignment| Override::set(assignment))
+            .collect();
+        resolve(&Base::Preset("smoke".into()), &set)
+            .unwrap()
+            .config()
+            .clone()
     }
 
     #[test]
@@ -64,7 +74,10 @@ mod tests {
             let run = run(&[&common[..], &[&decay]].concat());
             for (images_seen, expected) in [0, 50, 90, 100, 200, 300].into_iter().zip(expected) {
                 let lr = at(&run, images_seen);
-                assert!((lr - expected).abs() < 1e-12, "{decay} at {images_seen}: {lr}");
+                assert!(
+                    (lr - expected).abs() < 1e-12,
+                    "{decay} at {images_seen}: {lr}"
+                );
             }
         }
         let cosine = run(&[&common[..], &["optim.decay=cosine"]].concat());
@@ -73,7 +86,10 @@ mod tests {
 
     #[test]
     fn the_average_halves_in_its_halflife_and_follows_at_first() {
-        let ema = Ema { halflife_images: Count(1000), rampup_ratio: 0.05 };
+        let ema = Ema {
+            halflife_images: Count(1000),
+            rampup_ratio: 0.05,
+        };
         assert_eq!(ema_decay(&ema, 0, 10), 0.0);
         assert!((ema_decay(&ema, 10_000, 500) - 0.5).abs() < 1e-12); // half-life 500 so far
         assert!((ema_decay(&ema, 1_000_000, 1000) - 0.5).abs() < 1e-12);

@@ -52,7 +52,10 @@ impl LinearDenoiser {
     pub fn mse_eps(&self, schedule: &NoiseSchedule, stage: Stage) -> f64 {
         let levels = stage.timesteps(schedule);
         let n = levels.len().max(1) as f64;
-        levels.map(|t| self.mse_eps_at(schedule.alpha_bar()[t as usize])).sum::<f64>() / n
+        levels
+            .map(|t| self.mse_eps_at(schedule.alpha_bar()[t as usize]))
+            .sum::<f64>()
+            / n
     }
 
     fn mse_eps_at(&self, alpha_bar: f64) -> f64 {

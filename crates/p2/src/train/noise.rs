@@ -25,7 +25,11 @@ impl Noise {
                 timestep_from_uniform(u, model.schedule())
             })
             .collect::<Result<_, _>>()?;
-        let eps = normal_images(images.map(|image| Draws::at(seed, Stream::Noise, image)), n, size)?;
+        let eps = normal_images(
+            images.map(|image| Draws::at(seed, Stream::Noise, image)),
+            n,
+            size,
+        )?;
         Ok(Self { t, eps })
     }
 }

@@ -19,7 +19,10 @@ impl Trainer {
     pub(super) fn tensor_files(&self) -> anyhow::Result<Vec<TensorFile<'static>>> {
         let params = self.model.params();
         let metadata = self.run.to_metadata()?;
-        let weights = params.iter().map(|param| param.values()).collect::<Result<Vec<_>, _>>()?;
+        let weights = params
+            .iter()
+            .map(p2_nn::params::Param::values)
+            .collect::<Result<Vec<_>, _>>()?;
         let states: Vec<_> = self.optimizer.states().collect();
         let slices = |of: fn(&p2_nn::adamw::State) -> &[f32]| states.iter().map(move |s| of(s));
         let moments = [
@@ -28,8 +31,17 @@ impl Trainer {
         ];
         Ok(vec![
             tensor_file(MODEL, &metadata, params, weights.iter().map(Vec::as_slice))?,
-            tensor_file(self.ema_file(), &metadata, params, slices(|state| &state.ema))?,
-            TensorFile { name: OPTIMIZER.into(), metadata: None, tensors: moments.concat() },
+            tensor_file(
+                self.ema_file(),
+                &metadata,
+                params,
+                slices(|state| &state.ema),
+            )?,
+            TensorFile {
+                name: OPTIMIZER.into(),
+                metadata: None,
+                tensors: moments.concat(),
+            },
         ])
     }
 
