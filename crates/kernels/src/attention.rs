@@ -91,7 +91,7 @@ impl Attention {
                     cpu.isa,
                 );
                 let rows = |i: usize| &probabilities[i * t..][..t];
-                multiply(rows, n_queries, &values, Start::Zero, &mut out, cpu.isa);
+                multiply(rows, n_queries, &values, &mut out, cpu.isa);
                 for i in 0..n_queries {
                     // SAFETY: (image, position, head) of different tasks are disjoint.
                     let y = unsafe { shared.tile((image * t + first + i) * c + head_idx * d, d) };
@@ -147,24 +147,10 @@ impl Attention {
             let p = &mut probabilities[..n_queries * t];
             self.probabilities(head, &keys, first, p, isa);
             let d_s = &mut d_scores[..n_queries * t];
-            multiply(
-                |i| d_y.row(0, first + i),
-                n_queries,
-                &values,
-                Start::Zero,
-                d_s,
-                isa,
-            );
+            multiply(|i| d_y.row(0, first + i), n_queries, &values, d_s, isa);
             self.softmax_backward(p, d_s, isa);
             let rows = |i: usize| &d_s[i * t..][..t];
-            multiply(
-                rows,
-                n_queries,
-                &key_rows,
-                Start::Zero,
-                &mut d_q[first * d..],
-                isa,
-            );
+            multiply(rows, n_queries, &key_rows, &mut d_q[first * d..], isa);
             for i in 0..n_queries {
                 q_rows[i * width..][..d].copy_from_slice(head.row(0, first + i));
                 d_y_rows[i * width..][..d].copy_from_slice(d_y.row(0, first + i));
@@ -201,14 +187,7 @@ impl Attention {
     ) {
         let t = self.n_positions;
         let scale = self.scale();
-        multiply(
-            |i| head.row(0, first + i),
-            out.len() / t,
-            keys,
-            Start::Zero,
-            out,
-            isa,
-        );
+        multiply(|i| head.row(0, first + i), out.len() / t, keys, out, isa);
         isa.vectorize(
             #[inline(always)]
             || {
@@ -300,7 +279,6 @@ fn multiply<'a>(
     row: impl Fn(usize) -> &'a [f32],
     n_rows: usize,
     b: &Packed,
-    start: Start<'_>,
     out: &mut [f32],
     isa: Isa,
 ) {
@@ -312,7 +290,7 @@ fn multiply<'a>(
             a: &a,
             k: b.k,
             b,
-            start,
+            start: Start::Zero,
             out: &mut out[first * b.n..],
             out_stride: b.n,
             n_rows: live,

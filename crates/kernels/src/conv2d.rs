@@ -63,6 +63,46 @@ impl Conv2d {
         (self.w + 2 * self.padding - self.kernel) / self.stride + 1
     }
 
+    /// Whether the sizes make sense and all lengths can be counted: what the pointers rely on.
+    ///
+    /// # Panics
+    /// If not, as all kernels do.
+    fn check(&self) {
+        let Self {
+            n,
+            h,
+            w,
+            c_in,
+            c_out,
+            kernel,
+            stride,
+            padding,
+        } = *self;
+        let product = |sizes: &[usize]| {
+            sizes
+                .iter()
+                .try_fold(size_of::<f32>(), |product, &size| product.checked_mul(size))
+        };
+        let side = |size: usize| padding.checked_mul(2)?.checked_add(size);
+        let widest = c_in.max(c_out);
+        let counts = side(h)
+            .zip(side(w))
+            .and_then(|(h, w)| product(&[n, h, w, widest]));
+        assert!(kernel > 0 && stride > 0, "{self:?}");
+        assert!(
+            side(h)
+                .zip(side(w))
+                .is_some_and(|(h, w)| h.min(w) >= kernel),
+            "{self:?}"
+        );
+        assert!(
+            counts
+                .and(product(&[kernel, kernel, c_in, c_out]))
+                .is_some(),
+            "{self:?}"
+        );
+    }
+
     /// Elements of the input, `[N, H, W, C_in]`.
     pub fn x_len(&self) -> usize {
         self.n * self.h * self.w * self.c_in
@@ -83,6 +123,7 @@ impl Conv2d {
     /// # Panics
     /// If a slice has another length than its size says; likewise all kernels below.
     pub fn forward(&self, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32], cpu: Cpu) {
+        self.check();
         assert_eq!(bias.len(), self.c_out);
         assert_eq!(
             (x.len(), weight.len(), y.len()),
@@ -105,6 +146,7 @@ impl Conv2d {
 
     /// `d_x`: the gradient with respect to the input, given that of the output.
     pub fn backward_input(&self, d_y: &[f32], weight: &[f32], d_x: &mut [f32], cpu: Cpu) {
+        self.check();
         assert_eq!(
             (d_y.len(), weight.len(), d_x.len()),
             (self.y_len(), self.weight_len(), self.x_len())
@@ -141,6 +183,7 @@ impl Conv2d {
     ///
     /// The sum over the batch is cut into groups by the sizes alone, added in order.
     pub fn backward_weight(&self, x: &[f32], d_y: &[f32], d_weight: &mut [f32], cpu: Cpu) {
+        self.check();
         assert_eq!(
             (x.len(), d_y.len(), d_weight.len()),
             (self.x_len(), self.y_len(), self.weight_len())
@@ -190,6 +233,7 @@ impl Conv2d {
 
     /// `d_bias`: the sum of `d_y` over all positions.
     pub fn backward_bias(&self, d_y: &[f32], d_bias: &mut [f32], cpu: Cpu) {
+        self.check();
         assert_eq!((d_y.len(), d_bias.len()), (self.y_len(), self.c_out));
         if d_bias.is_empty() {
             return;

@@ -15,7 +15,11 @@ pub fn keep_freed_pages() {
         (libc::M_ARENA_MAX, 1),
     ] {
         // SAFETY: mallopt takes two integers and touches nothing of ours.
-        unsafe { libc::mallopt(option, bytes) };
+        if unsafe { libc::mallopt(option, bytes) } == 0 {
+            // Older versions take no more than half a heap.
+            // SAFETY: as above.
+            unsafe { libc::mallopt(option, 32 << 20) };
+        }
     }
 }
 

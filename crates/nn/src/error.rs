@@ -10,19 +10,6 @@ pub enum Error {
     /// The sizes of a network do not fit together.
     #[error("{0}")]
     Config(String),
-    /// A stored parameter does not fit the network.
-    #[error("parameter `{name}` has shape {actual:?}, the network needs {expected:?}")]
-    ParamShape {
-        /// Its name.
-        name: String,
-        /// The shape in the network, in the reference's layout.
-        expected: Vec<usize>,
-        /// The shape that was given.
-        actual: Vec<usize>,
-    },
-    /// A parameter of the network is missing among the given ones, or one too many was given.
-    #[error("parameter `{0}` is missing or not part of the network")]
-    ParamName(String),
     /// Two parameters of one network have the same name.
     #[error("parameter `{0}` exists already")]
     ParamTwice(String),

@@ -157,33 +157,6 @@ impl Params {
     pub fn n_elements(&self) -> usize {
         self.iter().map(|param| param.var.elem_count()).sum()
     }
-
-    /// Sets every parameter from values in the reference's layout.
-    ///
-    /// `find` gives shape and values of a name.
-    ///
-    /// # Errors
-    /// [`Error::ParamName`] for a missing name, [`Error::ParamShape`] for another shape.
-    pub fn load<'a>(
-        &self,
-        mut find: impl FnMut(&str) -> Option<(&'a [usize], &'a [f32])>,
-    ) -> Result<()> {
-        for param in self.iter() {
-            let (shape, values) =
-                find(&param.name).ok_or_else(|| Error::ParamName(param.name.clone()))?;
-            let expected = param.reference_shape();
-            if shape != expected {
-                let (name, actual) = (param.name.clone(), shape.to_vec());
-                return Err(Error::ParamShape {
-                    name,
-                    expected,
-                    actual,
-                });
-            }
-            param.set_values(&param.from_reference(values)?)?;
-        }
-        Ok(())
-    }
 }
 
 /// Creates parameters one after the other, under a path of names.

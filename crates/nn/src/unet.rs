@@ -185,7 +185,7 @@ impl UNet {
     }
 }
 
-/// Cosines, then sines, of `t` times frequencies from 1 down to 1/10000: `[N, channels]`.
+/// Cosines, then sines, of `t` times frequencies from 1 down to, but without, 1/10000: `[N, channels]`.
 ///
 /// # Source
 /// Vaswani et al. 2017, arXiv 1706.03762, section 3.5, in the order of the ADM code.

@@ -24,7 +24,7 @@ const BATCH_SIZE: usize = 16;
 /// Steps between two lines of output.
 const REPORT_EVERY: u64 = 6;
 
-/// The weight on the squared error of the noise: a bell over log-SNR, widest where content is decided.
+/// The weight on the squared error of the noise: a bell over log-SNR, highest where content is decided.
 fn weight_eps(level: NoiseLevel) -> f64 {
     let middle = 0.5 * (1.0f64.ln() + 1e-2f64.ln()); // between the SNRs of the stage, 1 and 1e-2
     let width = 1.5;

@@ -15,8 +15,6 @@ use crate::signal::Signal;
 pub enum ExitStatus {
     /// Done: 0.
     Done,
-    /// The command ran, and the answer is no: 1.
-    No,
     /// The command could not run: 2.
     Failed,
     /// Stopped on request, with everything saved: 130 after Ctrl-C, 143 after a termination.
@@ -27,7 +25,6 @@ impl From<ExitStatus> for ExitCode {
     fn from(status: ExitStatus) -> Self {
         match status {
             ExitStatus::Done => Self::SUCCESS,
-            ExitStatus::No => Self::from(1),
             ExitStatus::Failed => Self::from(2),
             ExitStatus::Stopped(signal) => Self::from(signal.exit_code()),
         }

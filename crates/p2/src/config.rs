@@ -187,6 +187,10 @@ impl check::Violation {
         let problem = Problem::new(format!(
             "`{}` is {}; allowed: {}",
             self.key, self.value, self.allowed
+        ))
+        .hint(format!(
+            "change it where it stands, or override it with --set {}=VALUE",
+            self.key
         ));
         match self.because {
             Some(reason) => problem.because(reason),

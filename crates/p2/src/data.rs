@@ -25,3 +25,8 @@ mod split;
 pub use dataset::{Dataset, Image, SkippedFile, Split};
 pub use loader::{Batch, Loader, LoaderOptions};
 pub use pack::{Packed, pack};
+
+/// A color value in `[-1, 1]`, as networks see it.
+pub fn pixel_from_byte(byte: u8) -> f32 {
+    f32::from(byte) / 127.5 - 1.0
+}

@@ -40,7 +40,12 @@ pub fn draw(
     mut on_step: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Tensor> {
     let size = model.image_size();
-    let levels = Levels::from_spec(model.schedule(), &options.n_steps.to_string())?;
+    let schedule = model.schedule();
+    let levels = match options.n_steps {
+        // Respacing would take the cleanest level; one step from noise starts at the noisiest.
+        1 => Levels::from_timesteps(schedule, vec![schedule.n_timesteps() as u32 - 1])?,
+        n_steps => Levels::from_spec(schedule, &n_steps.to_string())?,
+    };
     let labels: Vec<u32> = images
         .clone()
         .map(|image| label(model, options, image))

@@ -11,6 +11,8 @@ mod observer;
 mod run;
 mod state;
 
+use std::time::Instant;
+
 use anyhow::Context as _;
 use candle_core::{Device, Tensor};
 use p2_diffusion::{LossTerms, Objective};
@@ -54,16 +56,20 @@ pub(crate) struct StepReport {
     pub(crate) grad_norm: f64,
     /// Learning rate of the step.
     pub(crate) lr: f64,
+    /// How long the step took, waiting for its images included.
+    pub(crate) seconds: f64,
 }
 
 impl Trainer {
     /// Trains until the run, a limit or a signal ends it.
     fn run(&mut self, observer: &mut Observer<'_>, limits: &Limits) -> anyhow::Result<()> {
-        while !limits.reached(&self.clock, observer.finishing_secs()) {
+        while !limits.reached(&self.clock, observer.finishing_secs(self)) {
+            let started = Instant::now();
             let Some(batch) = self.loader.next_batch()? else {
                 break;
             };
-            let report = self.step(&batch)?;
+            let mut report = self.step(&batch)?;
+            report.seconds = started.elapsed().as_secs_f64();
             observer.after_step(self, &report)?;
         }
         Ok(())
@@ -85,7 +91,7 @@ impl Trainer {
             gradients.add(&(loss.weighted.sum_all()? / n as f64)?.backward()?)?;
             report.extend(&loss, noise.t)?;
         }
-        report.grad_norm = gradients.checked_norm(&batch.files, self.clock.step + 1)?;
+        report.grad_norm = gradients.checked_norm(&report.t, &batch.files, self.clock.step + 1)?;
         report.lr = learning_rate::at(&self.run, self.clock.images_seen);
         self.optimizer
             .step(gradients.tensors(), self.adamw_step(&report, n))?;
@@ -150,6 +156,7 @@ impl StepReport {
             vb: None,
             grad_norm: 0.0,
             lr: 0.0,
+            seconds: 0.0,
         }
     }
 

@@ -9,7 +9,7 @@ use p2::data::Dataset;
 use p2::train::LinearDenoiser;
 use p2_diffusion::{NoiseSchedule, Stage};
 
-/// The preset of the README with a network of a tenth of its size, for a twelfth of its ten minutes.
+/// The preset of the README with a network of a seventh of its size and a tenth of its images.
 #[test]
 fn a_minute_of_training_beats_the_best_linear_denoiser_of_single_pixels() {
     let folder = tempfile::tempdir().unwrap();

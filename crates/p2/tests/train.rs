@@ -15,6 +15,8 @@ mod train {
     mod message;
     /// Every value of every option.
     mod option;
+    /// Pictures and held-out losses during a run.
+    mod picture;
     #[path = "../cli/program.rs"]
     pub(crate) mod program;
     /// A folder with small images, and runs in it.

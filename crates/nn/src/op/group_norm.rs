@@ -43,7 +43,12 @@ pub fn group_norm(
         n_groups,
         activation,
     } = options;
-    if n_groups == 0 || c % n_groups != 0 || scale.dims() != [n, c] || shift.dims() != [n, c] {
+    if n_groups == 0
+        || c == 0
+        || c % n_groups != 0
+        || scale.dims() != [n, c]
+        || shift.dims() != [n, c]
+    {
         candle_core::bail!(
             "group_norm of {:?} in {n_groups} groups with scale {:?} and shift {:?}",
             x.dims(),

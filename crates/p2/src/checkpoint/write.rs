@@ -39,6 +39,7 @@ pub struct Retention {
 ///
 /// # Errors
 /// If it cannot be written, as on a full disk: nothing of it is left then, and all others stay.
+/// If an old one cannot be removed, which says so: the new one is saved then.
 pub fn save(
     checkpoints: &Path,
     position: Position,
@@ -57,8 +58,12 @@ pub fn save(
     let target = checkpoints.join(&name);
     publish(&temp, &target).map_err(|error| durable::explain(error, "write", &target))?;
     fault::point("checkpoint.before-prune");
-    prune(checkpoints, position.images_seen, retention)
-        .with_context(|| format!("cannot remove old checkpoints in {}", checkpoints.display()))?;
+    prune(checkpoints, position.images_seen, retention).with_context(|| {
+        format!(
+            "{name} is saved, but older ones cannot be removed from {}",
+            checkpoints.display()
+        )
+    })?;
     fault::point("checkpoint.after-prune");
     Ok(target)
 }

@@ -62,7 +62,8 @@ pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Resul
     })
 }
 
-/// Draws batch by batch, saves each image at once, and returns the unrounded pixels.
+/// Draws batch by batch, saves each image at once, and returns the unrounded pixels: those of the
+/// grid, and all if they are to be saved.
 fn draw_all(
     arguments: &SampleArgs,
     model: &Model,
@@ -80,7 +81,9 @@ fn draw_all(
             .to_vec1::<f32>()
             .context("cannot read samples")?;
         save_each(&arguments.out, first, &images(&pixels, model.image_size())?)?;
-        all.extend(pixels);
+        if arguments.raw.is_some() || first < GRID_IMAGES {
+            all.extend(pixels);
+        }
         printer.detail(format_args!("{} of {n_images} images", batch.end));
     }
     Ok(all)

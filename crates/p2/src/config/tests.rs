@@ -229,23 +229,27 @@ fn a_value_out_of_range_is_named_with_the_range() {
         "channels              = 64",
         "channels              = 65",
         &expect![[r#"
-        error: `model.channels` is 65; allowed: a multiple of 32, at most 65536
-          --> my.toml:13:25
-           |
-        13 | channels              = 65                            # half of the paper's: a step takes a laptop well under a second
-           |
-          because each norm has 32 groups of channels"#]],
+            error: `model.channels` is 65; allowed: a multiple of 32, at most 65536
+              --> my.toml:13:25
+               |
+            13 | channels              = 65                            # half of the paper's: a step takes a laptop well under a second
+               |
+              because each norm has 32 groups of channels
+
+            hint: change it where it stands, or override it with --set model.channels=VALUE"#]],
     );
     check_file(
         "gamma = 1.0",
         "gamma = 7.0",
         &expect![[r#"
-        error: `loss.weighting.gamma` is 7; allowed: 0 up to but not 5
-          --> my.toml:31:45
-           |
-        31 | weighting = { kind = "p2", k = 1.0, gamma = 7.0 }     # the paper's choice; gamma = 0 is the baseline
-           |
-          because at gamma = 5 the clean levels, which the eye sees first, weigh nothing against the noisy ones"#]],
+            error: `loss.weighting.gamma` is 7; allowed: 0 up to but not 5
+              --> my.toml:31:45
+               |
+            31 | weighting = { kind = "p2", k = 1.0, gamma = 7.0 }     # the paper's choice; gamma = 0 is the baseline
+               |
+              because at gamma = 5 the clean levels, which the eye sees first, weigh nothing against the noisy ones
+
+            hint: change it where it stands, or override it with --set loss.weighting.gamma=VALUE"#]],
     );
 }
 
@@ -289,11 +293,13 @@ fn a_flag_gets_the_same_checks_as_a_file() {
     check_set(
         "optim.lr=-1",
         &expect![[r#"
-        error: `optim.lr` is -1; allowed: above 0, finite
-         --> --set:1:10
-          |
-        1 | optim.lr=-1
-          |"#]],
+            error: `optim.lr` is -1; allowed: above 0, finite
+             --> --set:1:10
+              |
+            1 | optim.lr=-1
+              |
+
+            hint: change it where it stands, or override it with --set optim.lr=VALUE"#]],
     );
     check_set(
         "optim.lr=fast",

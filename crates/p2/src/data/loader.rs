@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::dataset::{Dataset, Image, Split};
 use super::order::Order;
+use super::pixel_from_byte;
 use crate::rng::{Draws, Stream};
 
 /// Images that travel together between threads: enough to make the trip cheap.
@@ -64,12 +65,8 @@ impl Batch {
     }
 
     fn push(&mut self, image: Image) {
-        self.pixels.extend(
-            image
-                .pixels
-                .iter()
-                .map(|value| f32::from(*value) / 127.5 - 1.0),
-        );
+        self.pixels
+            .extend(image.pixels.iter().map(|&byte| pixel_from_byte(byte)));
         self.labels.push(image.label);
         self.files.push(image.file);
     }

@@ -28,7 +28,9 @@ impl Metrics {
     /// Opens the records of a run that stands at `images_seen`, 0 for a new one.
     ///
     /// Later records belong to images that will be seen again; they are dropped, and so is a line
-    /// that a crash cut off. The file then equals that of a run that was never interrupted.
+    /// that a crash cut off. The file then equals that of a run that was never interrupted if all
+    /// checkpoints fall on log intervals, apart from measured speeds and from the held-out records
+    /// that a limit adds.
     ///
     /// # Errors
     /// If the file cannot be read or written.

@@ -17,6 +17,8 @@ pub struct Course {
     pub from: u64,
     /// Images seen at its end.
     pub to: u64,
+    /// When it ends at the latest.
+    pub deadline: Option<Instant>,
 }
 
 /// The losses of the last interval.
@@ -85,8 +87,8 @@ impl Progress {
     }
 
     /// Takes the bar away; lines stay.
-    pub fn finish(self) {
-        if let Some(bar) = self.bar {
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }
@@ -98,8 +100,13 @@ impl Progress {
         }
         if let Some(per_sec) = self.rate.images_per_sec() {
             let left = self.course.to.saturating_sub(images_seen) as f64 / per_sec;
-            let left =
-                FormattedDuration(Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX));
+            let left = Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX);
+            let until_deadline = |at: Instant| at.saturating_duration_since(Instant::now());
+            let left = self
+                .course
+                .deadline
+                .map_or(left, |at| left.min(until_deadline(at)));
+            let left = FormattedDuration(left);
             let _ = write!(line, "  {per_sec:.1} images/s  {left} left");
         }
         line
@@ -181,7 +188,14 @@ mod tests {
     #[test]
     fn a_line_says_where_the_run_is() {
         let printer = Printer::new(Verbosity::Quiet, ColorChoice::Never);
-        let mut progress = Progress::new(&printer, Course { from: 0, to: 2000 });
+        let mut progress = Progress::new(
+            &printer,
+            Course {
+                from: 0,
+                to: 2000,
+                deadline: None,
+            },
+        );
         assert_eq!(progress.line(0), "0/2000 images");
         progress.rate.record(Duration::from_secs(10), 500);
         let readings = Readings {

@@ -40,7 +40,7 @@ pub struct StartRecord {
 pub struct Machine {
     /// The operating system.
     pub os: String,
-    /// The instruction set.
+    /// The processor's family.
     pub arch: String,
     /// The processor's model, if the system tells it.
     pub cpu: Option<String>,

@@ -52,16 +52,27 @@ impl Gradients {
     /// The global L2 norm.
     ///
     /// # Errors
-    /// If it is not finite: names the step, the first such parameter and the batch's files.
-    pub(super) fn checked_norm(&self, files: &[Arc<str>], step: u64) -> anyhow::Result<f64> {
+    /// If it is not finite: names the step, the first such parameter, and the levels and files of
+    /// the batch.
+    pub(super) fn checked_norm(
+        &self,
+        t: &[u32],
+        files: &[Arc<str>],
+        step: u64,
+    ) -> anyhow::Result<f64> {
         let mut sum = 0.0;
         for (param, gradient) in self.params.iter().zip(&self.sums) {
             let norm = fault::number("train.gradient", square_norm(gradient)?);
             if !norm.is_finite() {
+                let images: Vec<String> = t
+                    .iter()
+                    .zip(files)
+                    .map(|(t, file)| format!("t = {t} for {file}"))
+                    .collect();
                 let message = format!(
-                    "the gradient of `{}` is not finite in step {step}; its files: {}",
+                    "the gradient of `{}` is not finite in step {step}: {}",
                     param.name(),
-                    files.join(", ")
+                    images.join("; ")
                 );
                 return Err(diverged(message).into());
             }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::noise::normal_images;
 use super::values;
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Split, pixel_from_byte};
 use crate::model::{Model, Noised};
 use crate::rng::{Draws, Stream};
 
@@ -39,12 +39,19 @@ impl StageErrors {
     }
 }
 
-/// The error of `model` on held-out images; each is seen once per stage.
+/// How many held-out images are looked at.
+pub(super) fn n_images(dataset: &Dataset) -> usize {
+    dataset.n_images(Split::HeldOut).min(MAX_IMAGES)
+}
+
+/// The error of a model on held-out images; each is seen once per stage.
+///
+/// `go_on` is asked before each batch, and ends the evaluation with an error.
 pub(super) fn evaluate(
-    model: &Model,
-    objective: &Objective,
+    (model, objective): (&Model, &Objective),
     dataset: &Dataset,
     batch_size: usize,
+    go_on: &dyn Fn() -> anyhow::Result<()>,
 ) -> anyhow::Result<StageErrors> {
     let n_all = dataset.n_images(Split::HeldOut);
     let images: Vec<usize> = (0..n_all.min(MAX_IMAGES))
@@ -54,6 +61,7 @@ pub(super) fn evaluate(
         let levels = stage.timesteps(model.schedule());
         let mut sum = 0.0;
         for (batch_idx, batch) in images.chunks(batch_size).enumerate() {
+            go_on()?;
             let first = batch_idx * batch_size;
             // The golden ratio spreads the levels evenly over images and stage.
             let t: Vec<u32> = (first..first + batch.len())
@@ -81,12 +89,7 @@ fn errors(
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     for &index in images {
         let image = dataset.image(Split::HeldOut, index)?;
-        pixels.extend(
-            image
-                .pixels
-                .iter()
-                .map(|&byte| f32::from(byte) / 127.5 - 1.0),
-        );
+        pixels.extend(image.pixels.iter().map(|&byte| pixel_from_byte(byte)));
         labels.push(image.label);
     }
     let x0 = Tensor::from_vec(pixels, (images.len(), size, size, 3), &Device::Cpu)?;

@@ -5,7 +5,7 @@ use p2_diffusion::{NoiseSchedule, Stage};
 use crate::data::{Dataset, Split};
 
 /// Images that the statistics are taken from, at most.
-const MAX_IMAGES: usize = 10_000;
+const MAX_IMAGES: usize = 2_000;
 
 /// The variance of the data in each dimension, such as each pixel and channel.
 ///

@@ -19,6 +19,7 @@ use crate::monitor::tensorboard::{EventWriter, Scalar};
 use crate::print::Printer;
 use crate::run_dir::RunDir;
 use crate::sample::{SampleOptions, draw};
+use crate::signal::Stop;
 
 /// Watches a run.
 pub(crate) struct Observer<'a> {
@@ -36,8 +37,13 @@ pub(crate) struct Observer<'a> {
     pub(super) progress: Progress,
     pub(super) interval: Means,
     pub(super) n_skipped: usize,
-    /// Seconds that the last pictures, held-out loss and checkpoint took.
-    pub(super) finishing_secs: [f64; 3],
+    /// Ends what can be left out when the user wants to stop.
+    pub(super) stop: Stop,
+    /// Seconds that a training image took in the last step.
+    pub(super) image_secs: f64,
+    /// Seconds that the last held-out loss and pictures took, once known.
+    pub(super) held_out_secs: Option<f64>,
+    pub(super) grid_secs: Option<f64>,
     pub(super) held_out: Option<StageErrors>,
     /// Where the newest checkpoint stands.
     pub(super) saved_at: Option<u64>,
@@ -46,7 +52,7 @@ pub(crate) struct Observer<'a> {
 /// Sums over the images of an interval.
 #[derive(Debug)]
 pub(super) struct Means {
-    since: Instant,
+    seconds: f64,
     n_images: u64,
     n_steps: u64,
     weighted: f64,
@@ -59,7 +65,7 @@ pub(super) struct Means {
 impl Means {
     pub(super) fn new() -> Self {
         Self {
-            since: Instant::now(),
+            seconds: 0.0,
             n_images: 0,
             n_steps: 0,
             weighted: 0.0,
@@ -72,6 +78,7 @@ impl Means {
     fn add(&mut self, report: &StepReport, stage_of: impl Fn(u32) -> usize) {
         self.n_images += report.t.len() as u64;
         self.n_steps += 1;
+        self.seconds += report.seconds;
         let sum = |values: &[f32]| values.iter().copied().map(f64::from).sum::<f64>();
         self.weighted += sum(&report.weighted);
         self.vb += report.vb.as_deref().map_or(0.0, sum);
@@ -115,10 +122,7 @@ impl Means {
         }
         put("optim/grad_norm", self.grad_norm / self.n_steps as f64);
         put("optim/lr", report.lr);
-        put(
-            "speed/images_per_second",
-            n_images / self.since.elapsed().as_secs_f64(),
-        );
+        put("speed/images_per_second", n_images / self.seconds);
         record
     }
 }
@@ -127,9 +131,30 @@ impl Means {
 const STAGE_NAMES: [&str; 3] = ["clean_up", "content", "coarse"];
 
 impl Observer<'_> {
-    /// Seconds to keep free for finishing before a deadline.
-    pub(super) fn finishing_secs(&self) -> f64 {
-        self.finishing_secs.iter().sum()
+    /// Seconds to keep free before a deadline for the last held-out loss and pictures: as long as
+    /// the last ones took, or guessed from the speed of training, whose backward pass takes twice
+    /// the time of the forward pass.
+    pub(super) fn finishing_secs(&self, trainer: &Trainer) -> f64 {
+        let forward_secs = self.image_secs / 3.0;
+        let (train, sample) = (&trainer.run.train, &trainer.run.sample);
+        let mut seconds = 0.0;
+        if self.linear.is_some() {
+            let n_forward = 3 * held_out::n_images(&self.dataset);
+            seconds += self
+                .held_out_secs
+                .unwrap_or(forward_secs * n_forward as f64);
+        }
+        if train.sample_every.0 > 0 {
+            let n_forward = sample.n_images * sample.n_steps;
+            seconds += self.grid_secs.unwrap_or(forward_secs * n_forward as f64);
+        }
+        seconds
+    }
+
+    /// An error if the user wants to stop.
+    fn go_on(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.stop.requested().is_none(), "stopped");
+        Ok(())
     }
 
     /// Notes a step, and does what has come due.
@@ -147,6 +172,7 @@ impl Observer<'_> {
                 .position(|stage| stage.timesteps(schedule).contains(&t));
             stages.unwrap_or(0)
         });
+        self.image_secs = report.seconds / report.t.len() as f64;
         self.progress.advance(clock.images_seen);
         self.tell_skipped();
         if clock.passed(Interval(train.log_every.0)) {
@@ -214,8 +240,17 @@ impl Observer<'_> {
         let started = Instant::now();
         self.average(trainer)?;
         let batch_size = trainer.run.train.micro_batch_size;
-        let errors =
-            held_out::evaluate(&self.averaged, &self.objective, &self.dataset, batch_size)?;
+        let go_on = || self.go_on();
+        let errors = held_out::evaluate(
+            (&self.averaged, &self.objective),
+            &self.dataset,
+            batch_size,
+            &go_on,
+        );
+        let errors = match errors {
+            Err(_) if self.stop.requested().is_some() => return Ok(()),
+            errors => errors?,
+        };
         let schedule = self.averaged.schedule();
         let linear = StageErrors::try_new(|stage| Ok(linear.mse_eps(schedule, stage)))?;
         self.printer.note(format_args!(
@@ -240,7 +275,7 @@ impl Observer<'_> {
             }
         }
         self.held_out = Some(errors);
-        self.finishing_secs[0] = started.elapsed().as_secs_f64();
+        self.held_out_secs = Some(started.elapsed().as_secs_f64());
         self.write(trainer.clock, record)
     }
 
@@ -248,6 +283,26 @@ impl Observer<'_> {
     pub(super) fn draw_grid(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
         let started = Instant::now();
         self.average(trainer)?;
+        let pixels = match self.grid_pixels(trainer) {
+            Err(_) if self.stop.requested().is_some() => return Ok(()),
+            pixels => pixels?,
+        };
+        let size = self.averaged.image_size();
+        let name = format!("images-{:010}.png", trainer.clock.images_seen);
+        let path = self.run_dir.samples().join(name);
+        let size = Size {
+            height: size,
+            width: size,
+        };
+        Images::new(size, &pixels)?.save_grid(&path)?;
+        self.printer
+            .note(format_args!("samples: {}", path.display()));
+        self.grid_secs = Some(started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// The pictures of a grid, `[N, H, W, 3]`.
+    fn grid_pixels(&self, trainer: &Trainer) -> anyhow::Result<Vec<f32>> {
         let sample = &trainer.run.sample;
         let options = SampleOptions {
             sampler: sample.sampler,
@@ -263,24 +318,10 @@ impl Observer<'_> {
         );
         for first in (0..n).step_by(batch_size as usize) {
             let images = first..(first + batch_size).min(n);
-            let drawn = draw(&self.averaged, images, &options, || Ok(()))?;
+            let drawn = draw(&self.averaged, images, &options, || self.go_on())?;
             pixels.extend(drawn.flatten_all()?.to_vec1::<f32>()?);
         }
-        let size = self.averaged.image_size();
-        let name = format!("images-{:010}.png", trainer.clock.images_seen);
-        let path = self.run_dir.samples().join(name);
-        Images::new(
-            Size {
-                height: size,
-                width: size,
-            },
-            &pixels,
-        )?
-        .save_grid(&path)?;
-        self.printer
-            .note(format_args!("samples: {}", path.display()));
-        self.finishing_secs[1] = started.elapsed().as_secs_f64();
-        Ok(())
+        Ok(pixels)
     }
 
     /// Copies the averaged weights into the network that is looked at.
@@ -298,7 +339,6 @@ impl Observer<'_> {
 
     /// Saves a checkpoint.
     pub(super) fn save(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
-        let started = Instant::now();
         self.metrics.sync()?;
         let Clock {
             images_seen, step, ..
@@ -318,7 +358,6 @@ impl Observer<'_> {
         self.printer
             .detail(format_args!("checkpoint: {}", path.display()));
         self.saved_at = Some(images_seen);
-        self.finishing_secs[2] = started.elapsed().as_secs_f64();
         Ok(())
     }
 }

@@ -87,6 +87,7 @@ pub fn train(
     observer.tell_skipped();
     trainer.run(&mut observer, &limits)?;
     finish(&trainer, &mut observer, &limits)?;
+    observer.progress.finish();
     let Clock {
         images_seen, step, ..
     } = trainer.clock;
@@ -111,6 +112,13 @@ fn open_dataset(run: &Run, printer: &Printer) -> anyhow::Result<Dataset> {
             dataset.class_names().len()
         );
         return Err(Problem::new(message).hint("raise model.n_classes").into());
+    }
+    if n_classes > dataset.class_names().len() {
+        printer.warn(format_args!(
+            "{} has {} sub-folders for the {n_classes} classes of the model: the others learn nothing",
+            run.data.path,
+            dataset.class_names().len()
+        ));
     }
     printer.note(format_args!(
         "{}: {} images to train on, {} held out",
@@ -241,6 +249,7 @@ impl<'a> Observer<'a> {
         let from = trainer.clock.images_seen;
         let total = trainer.run.train.total_images.0;
         let to = limits.max_images.map_or(total, |max| max.min(total));
+        let deadline = limits.deadline;
         Ok(Self {
             printer,
             run_dir,
@@ -252,10 +261,13 @@ impl<'a> Observer<'a> {
                 .transpose()?,
             metrics: Metrics::open(&run_dir.metrics(), from)?,
             events: EventWriter::create(&run_dir.tensorboard(), from)?,
-            progress: Progress::new(printer, Course { from, to }),
+            progress: Progress::new(printer, Course { from, to, deadline }),
             interval: Means::new(),
             n_skipped: 0,
-            finishing_secs: [0.0; 3],
+            stop: limits.stop.clone(),
+            image_secs: 0.0,
+            held_out_secs: None,
+            grid_secs: None,
             held_out: None,
             saved_at: None,
         })

@@ -5,6 +5,7 @@ use crate::checkpoint::{Found, StoredTensors, TensorFile};
 use crate::model::file::{
     ema_file_name, load_params, named_tensors, reference_values, tensor_file,
 };
+use crate::problem::Problem;
 
 /// The files of a checkpoint besides the averaged weights.
 const MODEL: &str = "model.safetensors";
@@ -17,6 +18,7 @@ const EXP_AVG_SQ: &str = "exp_avg_sq.";
 impl Trainer {
     /// Everything that a run needs to go on: all else is a function of configuration and clock.
     pub(super) fn tensor_files(&self) -> anyhow::Result<Vec<TensorFile<'static>>> {
+        self.check_finite()?;
         let params = self.model.params();
         let metadata = self.run.to_metadata()?;
         let weights = params
@@ -58,6 +60,22 @@ impl Trainer {
             state.exp_avg = read(&moments, EXP_AVG)?;
             state.exp_avg_sq = read(&moments, EXP_AVG_SQ)?;
             state.ema = read(&averaged, "")?;
+        }
+        Ok(())
+    }
+
+    /// Refuses to save what no run could go on from, so that a good checkpoint is not pruned for it.
+    fn check_finite(&self) -> anyhow::Result<()> {
+        for (param, state) in self.model.params().iter().zip(self.optimizer.states()) {
+            let values = param.values()?;
+            let parts = [&values, &state.exp_avg, &state.exp_avg_sq, &state.ema];
+            if parts.into_iter().flatten().any(|value| !value.is_finite()) {
+                let message = format!("`{}` is no longer finite", param.name());
+                return Err(Problem::new(message)
+                    .because("the last steps were too large")
+                    .hint("the last checkpoint is intact; continue from it with a smaller optim.lr")
+                    .into());
+            }
         }
         Ok(())
     }

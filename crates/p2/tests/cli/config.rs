@@ -23,17 +23,17 @@ fn a_misspelt_key_is_corrected() {
         folder.path(),
         &["train", "my.toml"],
         &expect![[r#"
-        exit: 2
-        --- stdout
-        --- stderr
-        error: unknown key `gama` in `loss.weighting`
-          --> my.toml:31:37
-           |
-        31 | weighting = { kind = "p2", k = 1.0, gama = 1.0 }     # as emoji-32
-           |
+            exit: 2
+            --- stdout
+            --- stderr
+            error: unknown key `gama` in `loss.weighting`
+              --> my.toml:31:37
+               |
+            31 | weighting = { kind = "p2", k = 1.0, gama = 1.0 }     # the published command's; emoji-32 has gamma = 0.5
+               |
 
-        hint: did you mean `gamma`?
-    "#]],
+            hint: did you mean `gamma`?
+        "#]],
     );
 }
 
@@ -83,15 +83,17 @@ fn a_value_out_of_range_is_refused() {
         folder.path(),
         &["train", "my.toml"],
         &expect![[r#"
-        exit: 2
-        --- stdout
-        --- stderr
-        error: `sample.eta` is 1.5; allowed: 0 to 1
-          --> my.toml:62:12
-           |
-        62 | eta      = 1.5                                        # the same noise gives the same picture
-           |
-    "#]],
+            exit: 2
+            --- stdout
+            --- stderr
+            error: `sample.eta` is 1.5; allowed: 0 to 1
+              --> my.toml:62:12
+               |
+            62 | eta      = 1.5                                        # the same noise gives the same picture
+               |
+
+            hint: change it where it stands, or override it with --set sample.eta=VALUE
+        "#]],
     );
 }
 

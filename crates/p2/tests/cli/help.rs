@@ -14,25 +14,25 @@ fn presets_are_listed() {
         folder.path(),
         &["presets"],
         &expect![[r#"
-        exit: 0
-        --- stdout
-        smoke      a tiny network on the bundled emoji: seconds, to see that everything works
-        emoji-32   32x32 emoji with P2 weighting: bundled images, a laptop CPU, about an hour
-        paper-256  the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days
-        --- stderr
+            exit: 0
+            --- stdout
+            smoke      a tiny network on the bundled emoji: seconds, to see that everything works
+            emoji-32   32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores
+            paper-256  the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days
+            --- stderr
 
-        use one with `p2 train --preset NAME`; add --dry-run to see its values
-    "#]],
+            use one with `p2 train --preset NAME`; add --dry-run to see its values
+        "#]],
     );
     check(
         folder.path(),
         &["-q", "presets", "--json"],
         &expect![[r#"
-        exit: 0
-        --- stdout
-        [{"name":"smoke","summary":"a tiny network on the bundled emoji: seconds, to see that everything works"},{"name":"emoji-32","summary":"32x32 emoji with P2 weighting: bundled images, a laptop CPU, about an hour"},{"name":"paper-256","summary":"the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days"}]
-        --- stderr
-    "#]],
+            exit: 0
+            --- stdout
+            [{"name":"smoke","summary":"a tiny network on the bundled emoji: seconds, to see that everything works"},{"name":"emoji-32","summary":"32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores"},{"name":"paper-256","summary":"the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days"}]
+            --- stderr
+        "#]],
     );
 }
 

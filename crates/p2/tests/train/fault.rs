@@ -70,6 +70,29 @@ fn a_run_that_diverges_is_stopped() {
 }
 
 #[test]
+fn weights_that_are_no_longer_finite_are_not_saved() {
+    let project = Project::new();
+    // A checkpoint is due after every step, the first too: it must not become the last good one.
+    let set = [
+        "--set",
+        "optim.lr=1e38",
+        "--set",
+        "optim.warmup_images=0",
+        "--set",
+        "train.checkpoint_every=6",
+        "--set",
+        "optim.weight_decay=1e30",
+    ];
+    let output = project.train("run", &set).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_says(
+        &stderr(&output),
+        &["is no longer finite", "smaller optim.lr"],
+    );
+    assert!(names_in(&project.checkpoints("run")).is_empty());
+}
+
+#[test]
 fn a_full_disk_leaves_the_last_checkpoint() {
     let project = Project::new();
     project.finish("whole", &KEEP);

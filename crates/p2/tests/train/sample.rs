@@ -52,10 +52,10 @@ fn neither_batch_nor_threads_nor_number_change_an_image() {
         &["--sampler", "ddim", "--eta", "0.5", "--steps", "5"],
         &["--sampler", "ancestral", "--steps", "5"],
     ] {
-        let expected = draw(&project, "run", 7, &[how, &["--threads", "1"]].concat());
+        let expected = draw(&project, "run", 17, &[how, &["--threads", "1"]].concat());
         for (batch_size, threads) in [("1", "2"), ("3", "1"), ("3", "2"), ("16", "2")] {
             let more = ["--batch-size", batch_size, "--threads", threads];
-            let drawn = draw(&project, "run", 7, &[how, &more].concat());
+            let drawn = draw(&project, "run", 17, &[how, &more].concat());
             assert!(drawn == expected, "{how:?} {more:?}");
         }
         let fewer = draw(&project, "run", 2, how);
@@ -63,7 +63,7 @@ fn neither_batch_nor_threads_nor_number_change_an_image() {
             fewer == expected[..fewer.len()],
             "{how:?}: fewer images are others"
         );
-        let another_seed = draw(&project, "run", 7, &[how, &["--seed", "1"]].concat());
+        let another_seed = draw(&project, "run", 17, &[how, &["--seed", "1"]].concat());
         assert!(
             another_seed != expected,
             "{how:?}: the seed changes nothing"
