@@ -6,6 +6,7 @@ pub mod attention;
 pub mod conv2d;
 pub mod cpu;
 pub mod elementwise;
+mod gather;
 mod gemm;
 pub mod group_norm;
 pub mod process;

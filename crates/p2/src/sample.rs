@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use p2_diffusion::Levels;
 use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions, ancestral, ddim};
+use p2_diffusion::{Levels, NoiseSchedule};
 
 use crate::checkpoint::{self, NamedTensor, TensorFile};
 use crate::config::section::Sampler;
@@ -40,12 +40,7 @@ pub fn draw(
     mut on_step: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Tensor> {
     let size = model.image_size();
-    let schedule = model.schedule();
-    let levels = match options.n_steps {
-        // Respacing would take the cleanest level; one step from noise starts at the noisiest.
-        1 => Levels::from_timesteps(schedule, vec![schedule.n_timesteps() as u32 - 1])?,
-        n_steps => Levels::from_spec(schedule, &n_steps.to_string())?,
-    };
+    let levels = levels(model.schedule(), options.n_steps)?;
     let labels: Vec<u32> = images
         .clone()
         .map(|image| label(model, options, image))
@@ -95,6 +90,15 @@ pub fn draw(
             )?
         }
     })
+}
+
+/// The noise levels of so many steps.
+fn levels(schedule: &NoiseSchedule, n_steps: usize) -> p2_diffusion::Result<Levels> {
+    match n_steps {
+        // Respacing would take the cleanest level; one step from noise starts at the noisiest.
+        1 => Levels::from_timesteps(schedule, vec![schedule.n_timesteps() as u32 - 1]),
+        n_steps => Levels::from_spec(schedule, &n_steps.to_string()),
+    }
 }
 
 /// The class of an image: the one asked for, or all in turn.

@@ -1,7 +1,5 @@
 //! A short training learns more about real images than the best linear denoiser of single pixels.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::process::Command;
 
 use p2::config::{Base, resolve};
