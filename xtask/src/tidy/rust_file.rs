@@ -219,7 +219,7 @@ impl<'a> RustFile<'a> {
 pub(super) fn machine_path(text: &str) -> Option<String> {
     MACHINE_FOLDERS.iter().find_map(|folder| {
         let path = format!("/{folder}/");
-        // `runs/work/` and `$HOME/work/` are fine: something stands before the slash.
+        // A relative path, or one below a variable, is fine: something stands before the slash.
         let is_absolute = |(at, _): (usize, &str)| {
             let before = text[..at].chars().next_back();
             !before.is_some_and(|c| c.is_alphanumeric() || "_-.~}*".contains(c))

@@ -22,7 +22,7 @@ pub(super) struct Violation {
 
 /// Above this, samples are known to be noisy (Choi et al. 2022, section 5).
 const GAMMA_NOISY: f64 = 2.0;
-/// From here on, levels with an SNR over 27 weigh less than f32 resolves: `28^-5` is 6e-8.
+/// From here on clean levels hardly count: with k = 1 an SNR of 27 weighs `28^-5`, which is 6e-8.
 const GAMMA_REFUSED: f64 = 5.0;
 /// Beyond these sizes a typing error is likelier than a wish, and products could overflow.
 const MAX_IMAGE_SIZE: usize = 4096;
