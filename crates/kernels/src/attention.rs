@@ -291,6 +291,7 @@ fn multiply<'a>(
             k: b.k,
             b,
             start: Start::Zero,
+            residual: None,
             out: &mut out[first * b.n..],
             out_stride: b.n,
             n_rows: live,

@@ -13,16 +13,31 @@ pub struct Cpu {
     pub isa: Isa,
     /// The number of threads.
     pub threads: Threads,
+    /// How accurate products have to be.
+    pub precision: Precision,
 }
 
 impl Cpu {
-    /// The best instruction set of this machine with `threads`.
+    /// The best instruction set of this machine with `threads`, in [`Precision::F32`].
     pub fn best(threads: Threads) -> Self {
         Self {
             isa: Isa::best(),
             threads,
+            precision: Precision::F32,
         }
     }
+}
+
+/// Which algorithms a kernel may choose; inputs, outputs and sums are f32 in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// f32, where 3×3 convolutions may take a faster algorithm that rounds more.
+    #[default]
+    F32,
+    /// f32, every sum one chain of multiply-adds.
+    Exact,
+    /// As `F32`, but linear layers multiply inputs rounded to bf16.
+    Bf16,
 }
 
 /// An instruction set that this machine has.

@@ -12,21 +12,23 @@ pub(crate) struct Gather {
     pub(crate) image: [usize; 2],
     pub(crate) out: [usize; 2],
     pub(crate) channels: usize,
-    pub(crate) kernel: usize,
+    pub(crate) kernel: [usize; 2],
     pub(crate) stride: usize,
     /// Negative where the turned filter of an input gradient is smaller than its padding.
-    pub(crate) padding: isize,
+    pub(crate) padding: [isize; 2],
     /// Distance of two input positions, with zeros between.
     pub(crate) dilation: usize,
 }
 
 impl Gather {
-    /// `y = start + rows * packed`: one row of `channels` per tap and output position of `x`.
+    /// `y = start + rows * packed + residual`: one row of `channels` per tap and output position
+    /// of `x`.
     pub(crate) fn multiply(
         &self,
         x: &[f32],
         packed: &Packed,
         start: Start<'_>,
+        residual: Option<&[f32]>,
         y: &mut [f32],
         cpu: Cpu,
     ) {
@@ -34,7 +36,7 @@ impl Gather {
         let n_positions = self.n * self.out[0] * self.out[1];
         let shared = Shared::new(y);
         cpu.threads.for_each(n_positions.div_ceil(TILE), |tile| {
-            let mut a = vec![zeros.as_ptr(); self.kernel * self.kernel * ROWS];
+            let mut a = vec![zeros.as_ptr(); self.kernel[0] * self.kernel[1] * ROWS];
             let end = ((tile + 1) * TILE).min(n_positions);
             for first in (tile * TILE..end).step_by(ROWS) {
                 let n_rows = ROWS.min(end - first);
@@ -46,6 +48,7 @@ impl Gather {
                     k: self.channels,
                     b: packed,
                     start,
+                    residual: residual.map(|residual| &residual[first * packed.n..]),
                     out,
                     out_stride: packed.n,
                     n_rows,
@@ -74,13 +77,13 @@ impl Gather {
                 position / out_w % out_h,
                 position % out_w,
             );
-            let y0 = (oy * self.stride) as isize - self.padding;
-            let x0 = (ox * self.stride) as isize - self.padding;
-            for ky in 0..self.kernel {
+            let y0 = (oy * self.stride) as isize - self.padding[0];
+            let x0 = (ox * self.stride) as isize - self.padding[1];
+            for ky in 0..self.kernel[0] {
                 let iy = self.undilate(y0 + ky as isize, image_h);
-                for kx in 0..self.kernel {
+                for kx in 0..self.kernel[1] {
                     let ix = self.undilate(x0 + kx as isize, image_w);
-                    a[(ky * self.kernel + kx) * ROWS + r] = match (iy, ix) {
+                    a[(ky * self.kernel[1] + kx) * ROWS + r] = match (iy, ix) {
                         (Some(iy), Some(ix)) => {
                             let start = ((image * image_h + iy) * image_w + ix) * self.channels;
                             x[start..start + self.channels].as_ptr()

@@ -6,6 +6,7 @@
 use pulp::{Simd, WithSimd};
 
 use crate::Isa;
+use crate::lanes::{copy, load, read, store};
 
 /// Rows of one block. Blocks with fewer live rows point the others at any readable row.
 pub(crate) const ROWS: usize = 12;
@@ -81,13 +82,16 @@ pub(crate) enum Start<'a> {
     Bias(&'a [f32]),
 }
 
-/// `out[r] = start[r] + sum over taps and k of a[tap][r][k] * b[tap * k + k]`, up to [`ROWS`] rows.
+/// `out[r] = start[r] + sum over taps and k of a[tap][r][k] * b[tap * k + k] + residual[r]`, up to
+/// [`ROWS`] rows. The residual is added last, to the rounded sum.
 pub(crate) struct RowsTimesPacked<'a> {
     /// `[n_taps, ROWS]` pointers to rows of k elements, `b.k = n_taps * k`.
     pub(crate) a: &'a [*const f32],
     pub(crate) k: usize,
     pub(crate) b: &'a Packed,
     pub(crate) start: Start<'a>,
+    /// Laid out like `out`.
+    pub(crate) residual: Option<&'a [f32]>,
     /// Rows of n elements, `out_stride` apart; as many as are live.
     pub(crate) out: &'a mut [f32],
     pub(crate) out_stride: usize,
@@ -156,8 +160,26 @@ impl RowsTimesPacked<'_> {
         }
         let mut done = start;
         copy(&acc, &mut done);
-        for (r, row) in done.iter().enumerate() {
+        for (r, row) in done.iter_mut().enumerate() {
+            let residual = self.residual_of(first_row + r, panel * COLS, n_cols);
+            if !residual.is_empty() {
+                let residual = load::<S, V>(residual);
+                for v in 0..V {
+                    row[v] = simd.add_f32s(row[v], residual[v]);
+                }
+            }
             store::<S, V>(*row, self.out_of(first_row + r, panel * COLS, n_cols));
+        }
+    }
+
+    /// What is added to some columns of the row in the end, if anything.
+    #[inline(never)]
+    fn residual_of(&self, row: usize, col: usize, n_cols: usize) -> &[f32] {
+        match self.residual {
+            Some(residual) if row < self.n_rows => {
+                &residual[row * self.out_stride + col..][..n_cols]
+            }
+            _ => &[],
         }
     }
 
@@ -289,45 +311,4 @@ impl WithSimd for OuterProducts<'_> {
             _ => self.tiles::<S, 1, 32>(simd),
         }
     }
-}
-
-/// Copies an array of vectors element by element.
-#[inline(always)]
-fn copy<T: Copy, const R: usize, const V: usize>(from: &[[T; V]; R], into: &mut [[T; V]; R]) {
-    for r in 0..R {
-        for v in 0..V {
-            into[r][v] = from[r][v];
-        }
-    }
-}
-
-/// V vectors from a slice that may be shorter, the rest 0.
-#[inline(always)]
-fn load<S: Simd, const V: usize>(from: &[f32]) -> [S::f32s; V] {
-    if from.len() == V * S::F32_LANES {
-        // SAFETY: the slice holds V vectors.
-        return unsafe { read::<S, V>(from.as_ptr()) };
-    }
-    let mut padded = [0.0; COLS];
-    padded[..from.len()].copy_from_slice(from);
-    // SAFETY: V vectors are at most COLS elements by the choice of V.
-    unsafe { read::<S, V>(padded.as_ptr()) }
-}
-
-/// V vectors into a slice that may be shorter; the rest is dropped.
-#[inline(always)]
-fn store<S: Simd, const V: usize>(values: [S::f32s; V], into: &mut [f32]) {
-    let lanes: &[f32] = pulp::bytemuck::cast_slice(&values);
-    let n = into.len();
-    into.copy_from_slice(&lanes[..n]);
-}
-
-/// V vectors from unaligned memory.
-///
-/// # Safety
-/// `from` must be readable for V vectors.
-#[inline(always)]
-unsafe fn read<S: Simd, const V: usize>(from: *const f32) -> [S::f32s; V] {
-    // SAFETY: readable by contract; vectors of f32 have no invalid bit patterns.
-    unsafe { from.cast::<[S::f32s; V]>().read_unaligned() }
 }

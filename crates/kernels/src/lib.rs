@@ -9,8 +9,9 @@ pub mod elementwise;
 mod gather;
 mod gemm;
 pub mod group_norm;
+mod lanes;
 pub mod process;
 pub mod reference;
 pub mod resample;
 
-pub use cpu::{Cpu, Isa, Threads};
+pub use cpu::{Cpu, Isa, Precision, Threads};

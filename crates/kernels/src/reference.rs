@@ -1,17 +1,20 @@
 //! The kernels again, naive and obvious, in f64: what the tests compare with.
 
 use crate::attention::{Attention, Order};
-use crate::conv2d::Conv2d;
-use crate::group_norm::{Activation, GroupNorm, Inputs};
+use crate::conv2d::{self, Conv2d, Groups};
+use crate::group_norm::{self, Activation, GroupNorm};
 
 /// See [`Conv2d::forward`].
-pub fn conv2d(conv: &Conv2d, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f64> {
+pub fn conv2d(conv: &Conv2d, inputs: &conv2d::Inputs<'_>) -> Vec<f64> {
     let mut y = vec![0.0; conv.y_len()];
     for_each_product(conv, |x_idx, weight_idx, y_idx| {
-        y[y_idx] += f64::from(x[x_idx]) * f64::from(weight[weight_idx]);
+        y[y_idx] += f64::from(inputs.x[x_idx]) * f64::from(inputs.weight[weight_idx]);
     });
     for (idx, y) in y.iter_mut().enumerate() {
-        *y += f64::from(bias[idx % conv.c_out]);
+        *y += f64::from(inputs.bias[idx % conv.c_out]);
+        *y += inputs
+            .residual
+            .map_or(0.0, |residual| f64::from(residual[idx]));
     }
     y
 }
@@ -37,40 +40,42 @@ pub fn conv2d_backward(
 
 /// Calls `f(x_idx, weight_idx, y_idx)` for each product that a convolution sums.
 fn for_each_product(conv: &Conv2d, mut f: impl FnMut(usize, usize, usize)) {
-    let Conv2d {
-        n,
-        h,
-        w,
-        c_in,
-        c_out,
-        kernel,
-        stride,
-        padding,
-    } = *conv;
+    let [kernel_h, kernel_w] = conv.kernel;
     let (out_h, out_w) = (conv.out_h(), conv.out_w());
-    let input = |o: usize, k: usize, size: usize| {
-        (o * stride + k).checked_sub(padding).filter(|&i| i < size)
+    let channels = pairs(conv.c_in, conv.c_out).filter_map(|(ci, co)| match conv.groups {
+        Groups::One => Some((ci, co, ci * conv.c_out + co)),
+        Groups::Depthwise => (ci == co).then_some((ci, co, co)),
+    });
+    let channels: Vec<_> = channels.collect();
+    let per_tap = conv.weight_len() / (kernel_h * kernel_w);
+    let input = |o: usize, k: usize, padding: usize, size: usize| {
+        let padded = o * conv.stride + k;
+        padded.checked_sub(padding).filter(|&i| i < size)
     };
-    for image in 0..n {
-        for (oy, ox) in (0..out_h).flat_map(|oy| (0..out_w).map(move |ox| (oy, ox))) {
-            for (ky, kx) in (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx))) {
-                let (Some(iy), Some(ix)) = (input(oy, ky, h), input(ox, kx, w)) else {
-                    continue;
-                };
-                for (ci, co) in (0..c_in).flat_map(|ci| (0..c_out).map(move |co| (ci, co))) {
-                    f(
-                        ((image * h + iy) * w + ix) * c_in + ci,
-                        ((ky * kernel + kx) * c_in + ci) * c_out + co,
-                        ((image * out_h + oy) * out_w + ox) * c_out + co,
-                    );
-                }
+    for (image, (oy, ox)) in (0..conv.n).flat_map(|n| pairs(out_h, out_w).map(move |o| (n, o))) {
+        for (ky, kx) in pairs(kernel_h, kernel_w) {
+            let iy = input(oy, ky, conv.padding[0], conv.h);
+            let ix = input(ox, kx, conv.padding[1], conv.w);
+            let (Some(iy), Some(ix)) = (iy, ix) else {
+                continue;
+            };
+            let x = ((image * conv.h + iy) * conv.w + ix) * conv.c_in;
+            let weight = (ky * kernel_w + kx) * per_tap;
+            let y = ((image * out_h + oy) * out_w + ox) * conv.c_out;
+            for &(ci, co, weight_idx) in &channels {
+                f(x + ci, weight + weight_idx, y + co);
             }
         }
     }
 }
 
+/// All pairs of an index below `rows` and one below `cols`, row by row.
+fn pairs(rows: usize, cols: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows).flat_map(move |row| (0..cols).map(move |col| (row, col)))
+}
+
 /// See [`GroupNorm::forward`].
-pub fn group_norm(norm: &GroupNorm, inputs: &Inputs<'_>) -> Vec<f64> {
+pub fn group_norm(norm: &GroupNorm, inputs: &group_norm::Inputs<'_>) -> Vec<f64> {
     let per_group = norm.c / norm.n_groups;
     let mut y = vec![0.0; inputs.x.len()];
     for image in 0..norm.n {

@@ -10,7 +10,7 @@ pub mod unet;
 
 pub use adamw::AdamW;
 pub use error::Error;
-pub use p2_kernels::{Cpu, Isa, Threads};
+pub use p2_kernels::{Cpu, Isa, Precision, Threads};
 pub use params::{Init, Initializer, Params};
 pub use unet::{UNet, UNetConfig};
 

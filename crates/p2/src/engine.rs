@@ -28,8 +28,12 @@ pub fn with_threads<T: Send>(
         .num_threads(threads.count())
         .build();
     // Inside the pool, so that a kernel wakes one thread less.
-    pool.context("cannot start threads")?
-        .install(|| f(Cpu { isa, threads }))
+    pool.context("cannot start threads")?.install(|| {
+        f(Cpu {
+            isa,
+            ..Cpu::best(threads)
+        })
+    })
 }
 
 fn isa() -> Result<Isa, Problem> {

@@ -1,7 +1,7 @@
 //! 2-D convolution and, as its 1×1 case, the linear layer.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use p2_kernels::conv2d::Conv2d as Sizes;
+use p2_kernels::conv2d::{Conv2d as Sizes, Groups, Inputs};
 
 use super::{has_kernel, output, slice, tensor, with_slices};
 use crate::Cpu;
@@ -58,9 +58,10 @@ pub fn conv2d(
         w,
         c_in,
         c_out,
-        kernel,
+        kernel: [kernel; 2],
         stride,
-        padding,
+        padding: [padding; 2],
+        groups: Groups::One,
     };
     x.contiguous()?.apply_op3(
         &weight.contiguous()?,
@@ -140,7 +141,13 @@ impl CustomOp3 for Conv2d {
         let (x, weight) = (slice(x, x_layout)?, slice(weight, weight_layout)?);
         let bias = slice(bias, bias_layout)?;
         let mut y = vec![0.0; self.sizes.y_len()];
-        self.sizes.forward(x, weight, bias, &mut y, self.cpu);
+        let inputs = Inputs {
+            x,
+            weight,
+            bias,
+            residual: None,
+        };
+        self.sizes.forward(inputs, &mut y, self.cpu);
         let Sizes { n, c_out, .. } = self.sizes;
         Ok(output(
             y,
@@ -164,8 +171,8 @@ impl CustomOp3 for Conv2d {
             if let Some(d_x) = &mut d_x {
                 self.sizes.backward_input(d_y, weight, d_x, self.cpu);
             }
-            self.sizes.backward_weight(x, d_y, &mut d_weight, self.cpu);
-            self.sizes.backward_bias(d_y, &mut d_bias, self.cpu);
+            self.sizes
+                .backward_weight(x, d_y, &mut d_weight, &mut d_bias, self.cpu);
         })?;
         let d_x = d_x.map(|d_x| tensor(d_x, x)).transpose()?;
         Ok((
