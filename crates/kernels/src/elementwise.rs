@@ -80,6 +80,26 @@ pub fn add(a: &[f32], b: &[f32], y: &mut [f32], cpu: Cpu) {
     );
 }
 
+/// `sum += x`.
+pub fn add_assign(sum: &mut [f32], x: &[f32], cpu: Cpu) {
+    assert_eq!(sum.len(), x.len());
+    let n = sum.len();
+    let shared = Shared::new(sum);
+    cpu.threads.for_each(n.div_ceil(TILE), |tile| {
+        let range = tile * TILE..((tile + 1) * TILE).min(n);
+        // SAFETY: tiles are disjoint.
+        let sum = unsafe { shared.tile(range.start, range.len()) };
+        cpu.isa.vectorize(
+            #[inline(always)]
+            || {
+                for (sum, x) in sum.iter_mut().zip(&x[range]) {
+                    *sum += x;
+                }
+            },
+        );
+    });
+}
+
 /// Applies `f` to each pair of elements.
 #[inline(always)]
 fn map2(a: &[f32], b: &[f32], y: &mut [f32], cpu: Cpu, f: impl Fn(f32, f32) -> f32 + Sync) {

@@ -3,11 +3,14 @@
 //! `y = act(scale * (x - mean) / sqrt(variance + eps) + shift)`, moments over a group's channels
 //! and all positions. The statistics of an image are sums over fixed tiles of its positions.
 
-use crate::cpu::{Cpu, Shared};
+use crate::cpu::{Cpu, Shared, Threads};
 use crate::elementwise::{sigmoid, silu_slope};
 
 /// Elements of one tile of an image: a short sum, so that f32 suffices inside; tiles add up in f64.
 const TILE: usize = 1 << 12;
+
+/// Elements of an image that one core's cache holds two or three times over.
+const CACHED: usize = 1 << 17;
 
 /// Added to the variance.
 const EPS: f64 = 1e-5;
@@ -64,17 +67,97 @@ impl GroupNorm {
     pub fn forward(&self, inputs: Inputs<'_>, y: &mut [f32], cpu: Cpu) -> Vec<f32> {
         self.check(&inputs);
         assert_eq!(y.len(), inputs.x.len());
-        let moments = self.moments(inputs.x, cpu);
-        let slopes = self.slopes(&inputs, &moments);
+        let mut moments = vec![0.0; self.n * 2 * self.c];
+        let (shared_y, shared_moments) = (Shared::new(y), Shared::new(&mut moments));
+        self.for_each_image(cpu, |image, cpu| {
+            // SAFETY: images are disjoint.
+            let (y, moments) = unsafe {
+                (
+                    shared_y.tile(image * self.image_len(), self.image_len()),
+                    shared_moments.tile(image * 2 * self.c, 2 * self.c),
+                )
+            };
+            let inputs = self.image(&inputs, image);
+            self.image_moments(inputs.x, moments, cpu);
+            self.image_forward(inputs, moments, y, cpu);
+        });
+        moments
+    }
+
+    /// Computes the gradients, given that of `y` and the moments that the forward pass returned.
+    pub fn backward(
+        &self,
+        inputs: Inputs<'_>,
+        moments: &[f32],
+        d_y: &[f32],
+        gradients: Gradients<'_>,
+        cpu: Cpu,
+    ) {
+        self.check(&inputs);
+        let Gradients {
+            d_x,
+            d_scale,
+            d_shift,
+        } = gradients;
+        assert_eq!((d_y.len(), d_x.len()), (inputs.x.len(), inputs.x.len()));
+        assert_eq!(
+            (moments.len(), d_scale.len(), d_shift.len()),
+            (self.n * 2 * self.c, self.n * self.c, self.n * self.c)
+        );
+        let shared = [d_x, d_scale, d_shift].map(Shared::new);
+        self.for_each_image(cpu, |image, cpu| {
+            // SAFETY: images are disjoint.
+            let [d_x, d_scale, d_shift] = unsafe {
+                [
+                    shared[0].tile(image * self.image_len(), self.image_len()),
+                    shared[1].tile(image * self.c, self.c),
+                    shared[2].tile(image * self.c, self.c),
+                ]
+            };
+            let gradients = Gradients {
+                d_x,
+                d_scale,
+                d_shift,
+            };
+            let moments = &moments[image * 2 * self.c..][..2 * self.c];
+            let d_y = &d_y[image * self.image_len()..][..self.image_len()];
+            self.image_backward(self.image(&inputs, image), moments, d_y, gradients, cpu);
+        });
+    }
+
+    /// Runs `f` for each image, on all threads together or each image on one.
+    ///
+    /// An image that fits a core's cache is read from memory once by a thread of its own.
+    fn for_each_image(&self, cpu: Cpu, f: impl Fn(usize, Cpu) + Sync) {
+        if self.image_len() <= CACHED && self.n >= cpu.threads.count() {
+            let alone = Cpu {
+                threads: Threads::new(1),
+                ..cpu
+            };
+            cpu.threads.for_each(self.n, |image| f(image, alone));
+        } else {
+            (0..self.n).for_each(|image| f(image, cpu));
+        }
+    }
+
+    /// The inputs of one image.
+    fn image<'a>(&self, inputs: &Inputs<'a>, image: usize) -> Inputs<'a> {
+        Inputs {
+            x: &inputs.x[image * self.image_len()..][..self.image_len()],
+            scale: &inputs.scale[image * self.c..][..self.c],
+            shift: &inputs.shift[image * self.c..][..self.c],
+        }
+    }
+
+    fn image_forward(&self, inputs: Inputs<'_>, moments: &[f32], y: &mut [f32], cpu: Cpu) {
+        let mean = &moments[..self.c];
+        let slope = self.slopes(&inputs, moments);
         let shared = Shared::new(y);
-        self.for_each_tile(cpu, |image, positions| {
-            let slope = &slopes[image * self.c..][..self.c];
-            let shift = &inputs.shift[image * self.c..][..self.c];
-            let mean = &moments[image * 2 * self.c..][..self.c];
-            let start = (image * self.n_positions + positions.start) * self.c;
+        self.for_each_tile(cpu, |tile| {
             // SAFETY: tiles are disjoint.
-            let y = unsafe { shared.tile(start, positions.len() * self.c) };
-            let x = &inputs.x[start..][..y.len()];
+            let y = unsafe { shared.tile(tile.start, tile.len()) };
+            let x = &inputs.x[tile];
+            let (slope, shift) = (&slope[..self.c], &inputs.shift[..self.c]);
             cpu.isa.vectorize(
                 #[inline(always)]
                 || {
@@ -96,11 +179,9 @@ impl GroupNorm {
                 },
             );
         });
-        moments
     }
 
-    /// Computes the gradients, given that of `y` and the moments that the forward pass returned.
-    pub fn backward(
+    fn image_backward(
         &self,
         inputs: Inputs<'_>,
         moments: &[f32],
@@ -108,11 +189,6 @@ impl GroupNorm {
         gradients: Gradients<'_>,
         cpu: Cpu,
     ) {
-        self.check(&inputs);
-        assert_eq!(
-            (d_y.len(), gradients.d_x.len()),
-            (inputs.x.len(), inputs.x.len())
-        );
         let Gradients {
             d_x,
             d_scale,
@@ -120,18 +196,15 @@ impl GroupNorm {
         } = gradients;
         let partial = self.backward_sums(&inputs, moments, d_y, d_x, cpu);
         self.sum_tiles(&partial, d_scale, d_shift);
-
-        let lines = self.backward_lines(&inputs, moments, d_scale, d_shift);
+        let line = self.backward_line(&inputs, moments, d_scale, d_shift);
+        let (slope, rest) = line.split_at(self.c);
+        let (along, offset) = rest.split_at(self.c);
+        let mean = &moments[..self.c];
         let shared = Shared::new(d_x);
-        self.for_each_tile(cpu, |image, positions| {
-            let line = &lines[image * 3 * self.c..][..3 * self.c];
-            let (slope, rest) = line.split_at(self.c);
-            let (along, offset) = rest.split_at(self.c);
-            let mean = &moments[image * 2 * self.c..][..self.c];
-            let start = (image * self.n_positions + positions.start) * self.c;
+        self.for_each_tile(cpu, |tile| {
             // SAFETY: tiles are disjoint.
-            let d_x = unsafe { shared.tile(start, positions.len() * self.c) };
-            let x = &inputs.x[start..][..d_x.len()];
+            let d_x = unsafe { shared.tile(tile.start, tile.len()) };
+            let x = &inputs.x[tile];
             cpu.isa.vectorize(
                 #[inline(always)]
                 || {
@@ -145,11 +218,11 @@ impl GroupNorm {
         });
     }
 
-    /// What turns the gradient before the activation into that of the input, `[N, 3, C]`.
+    /// What turns the gradient before the activation into that of the input, `[3, C]`.
     ///
     /// `d_x = rstd (scale d_u - mean(scale d_u) - xhat mean(scale d_u xhat))`, means over a group,
     /// is written as `slope * d_u + along * (x - mean) + offset`.
-    fn backward_lines(
+    fn backward_line(
         &self,
         inputs: &Inputs<'_>,
         moments: &[f32],
@@ -158,26 +231,22 @@ impl GroupNorm {
     ) -> Vec<f32> {
         let per_group = self.c / self.n_groups;
         let count = (per_group * self.n_positions) as f64;
-        let mut lines = vec![0.0; self.n * 3 * self.c];
-        for (image, line) in lines.chunks_exact_mut(3 * self.c).enumerate() {
-            let of = |values: &[f32], c: usize| f64::from(values[image * self.c + c]);
-            for group in 0..self.n_groups {
-                let channels = group * per_group..(group + 1) * per_group;
-                let (mut sum, mut sum_xhat) = (0.0, 0.0);
-                for c in channels.clone() {
-                    sum += of(inputs.scale, c) * of(d_shift, c);
-                    sum_xhat += of(inputs.scale, c) * of(d_scale, c);
-                }
-                for c in channels {
-                    let rstd = f64::from(moments[(image * 2 + 1) * self.c + c]);
-                    let along = -rstd * rstd * sum_xhat / count;
-                    line[c] = (rstd * of(inputs.scale, c)) as f32;
-                    line[self.c + c] = along as f32;
-                    line[2 * self.c + c] = (-rstd * sum / count) as f32;
-                }
+        let mut line = vec![0.0; 3 * self.c];
+        for group in 0..self.n_groups {
+            let channels = group * per_group..(group + 1) * per_group;
+            let (mut sum, mut sum_xhat) = (0.0, 0.0);
+            for c in channels.clone() {
+                sum += f64::from(inputs.scale[c]) * f64::from(d_shift[c]);
+                sum_xhat += f64::from(inputs.scale[c]) * f64::from(d_scale[c]);
+            }
+            for c in channels {
+                let rstd = f64::from(moments[self.c + c]);
+                line[c] = (rstd * f64::from(inputs.scale[c])) as f32;
+                line[self.c + c] = (-rstd * rstd * sum_xhat / count) as f32;
+                line[2 * self.c + c] = (-rstd * sum / count) as f32;
             }
         }
-        lines
+        line
     }
 
     /// Writes the gradient before the activation into `d_u` and returns, per tile, its sums and
@@ -190,24 +259,22 @@ impl GroupNorm {
         d_u: &mut [f32],
         cpu: Cpu,
     ) -> Vec<f32> {
-        let slopes = self.slopes(inputs, moments);
-        let mut partial = vec![0.0; self.n * self.n_tiles() * 2 * self.c];
+        let slope = self.slopes(inputs, moments);
+        let (mean, rstd) = moments.split_at(self.c);
+        let mut partial = vec![0.0; self.n_tiles() * 2 * self.c];
         let (shared, shared_partial) = (Shared::new(d_u), Shared::new(&mut partial));
-        self.for_each_tile(cpu, |image, positions| {
-            let slope = &slopes[image * self.c..][..self.c];
-            let shift = &inputs.shift[image * self.c..][..self.c];
-            let (mean, rstd) = moments[image * 2 * self.c..][..2 * self.c].split_at(self.c);
-            let start = (image * self.n_positions + positions.start) * self.c;
-            let tile = image * self.n_tiles() + positions.start / self.tile_positions();
+        self.for_each_tile(cpu, |tile| {
+            let sums_start = tile.start / self.tile_len() * 2 * self.c;
             // SAFETY: tiles are disjoint, and each has its own sums.
             let (d_u, sums) = unsafe {
                 (
-                    shared.tile(start, positions.len() * self.c),
-                    shared_partial.tile(tile * 2 * self.c, 2 * self.c),
+                    shared.tile(tile.start, tile.len()),
+                    shared_partial.tile(sums_start, 2 * self.c),
                 )
             };
             let (sum, sum_xhat) = sums.split_at_mut(self.c);
-            let (x, d_y) = (&inputs.x[start..][..d_u.len()], &d_y[start..][..d_u.len()]);
+            let (x, d_y) = (&inputs.x[tile.clone()], &d_y[tile]);
+            let (slope, shift) = (&slope[..self.c], &inputs.shift[..self.c]);
             cpu.isa.vectorize(
                 #[inline(always)]
                 || {
@@ -233,43 +300,30 @@ impl GroupNorm {
         partial
     }
 
-    /// Adds the tiles of each image in order, in f64.
+    /// Adds the tiles of an image in order, in f64.
     fn sum_tiles(&self, partial: &[f32], d_scale: &mut [f32], d_shift: &mut [f32]) {
-        assert_eq!(
-            (d_scale.len(), d_shift.len()),
-            (self.n * self.c, self.n * self.c)
-        );
-        let images = partial.chunks_exact((self.n_tiles() * 2 * self.c).max(1));
-        let sums = d_scale
-            .chunks_exact_mut(self.c)
-            .zip(d_shift.chunks_exact_mut(self.c));
-        for (tiles, (d_scale, d_shift)) in images.zip(sums) {
-            for c in 0..self.c {
-                let sum = |offset: usize| -> f64 {
-                    tiles
-                        .chunks_exact(2 * self.c)
-                        .map(|tile| f64::from(tile[offset + c]))
-                        .sum()
-                };
-                (d_shift[c], d_scale[c]) = (sum(0) as f32, sum(self.c) as f32);
-            }
+        for c in 0..self.c {
+            let sum = |offset: usize| -> f64 {
+                let tiles = partial.chunks_exact(2 * self.c);
+                tiles.map(|tile| f64::from(tile[offset + c])).sum()
+            };
+            (d_shift[c], d_scale[c]) = (sum(0) as f32, sum(self.c) as f32);
         }
     }
 
-    /// Means and reciprocal deviations, `[N, 2, C]`, the same for all channels of a group.
-    fn moments(&self, x: &[f32], cpu: Cpu) -> Vec<f32> {
-        let mut partial = vec![0.0; self.n * self.n_tiles() * 2 * self.c];
+    /// Mean and reciprocal deviation of an image, `[2, C]`, the same for all channels of a group.
+    fn image_moments(&self, x: &[f32], moments: &mut [f32], cpu: Cpu) {
+        let mut partial = vec![0.0; self.n_tiles() * 2 * self.c];
         let shared = Shared::new(&mut partial);
-        self.for_each_tile(cpu, |image, positions| {
-            let image_x = &x[image * self.n_positions * self.c..];
+        self.for_each_tile(cpu, |tile| {
             // Differences from one of the tile's positions, then squares about the tile's mean: no
             // digits are lost to a mean that is large against the deviation.
-            let x = &image_x[positions.start * self.c..positions.end * self.c];
-            let tile = image * self.n_tiles() + positions.start / self.tile_positions();
+            let sums_start = tile.start / self.tile_len() * 2 * self.c;
             // SAFETY: each tile has its own sums.
-            let sums = unsafe { shared.tile(tile * 2 * self.c, 2 * self.c) };
+            let sums = unsafe { shared.tile(sums_start, 2 * self.c) };
             let (mean, spread) = sums.split_at_mut(self.c);
-            let reciprocal = 1.0 / positions.len() as f32;
+            let x = &x[tile];
+            let reciprocal = 1.0 / (x.len() / self.c) as f32;
             cpu.isa.vectorize(
                 #[inline(always)]
                 || {
@@ -291,17 +345,11 @@ impl GroupNorm {
                 },
             );
         });
-        let mut moments = vec![0.0; self.n * 2 * self.c];
-        for (image, moments) in moments.chunks_exact_mut((2 * self.c).max(1)).enumerate() {
-            let tiles = &partial[image * self.n_tiles() * 2 * self.c..];
-            let tiles = &tiles[..self.n_tiles() * 2 * self.c];
-            self.image_moments(tiles, moments);
-        }
-        moments
+        self.combine_tiles(&partial, moments);
     }
 
     /// Combines means and spreads of an image's tiles, in f64 (Chan et al. 1979).
-    fn image_moments(&self, tiles: &[f32], moments: &mut [f32]) {
+    fn combine_tiles(&self, tiles: &[f32], moments: &mut [f32]) {
         let n = self.n_positions as f64;
         let per_tile = self.tile_positions();
         let n_in_tile = |tile: usize| per_tile.min(self.n_positions - tile * per_tile) as f64;
@@ -330,30 +378,33 @@ impl GroupNorm {
         }
     }
 
-    /// `scale * rstd` per image and channel, `[N, C]`.
+    /// `scale * rstd` of an image's channels.
     fn slopes(&self, inputs: &Inputs<'_>, moments: &[f32]) -> Vec<f32> {
-        let images = moments
-            .chunks_exact((2 * self.c).max(1))
-            .zip(inputs.scale.chunks_exact(self.c));
-        images
-            .flat_map(|(moments, scale)| moments[self.c..].iter().zip(scale))
+        let rstds = moments[self.c..].iter();
+        rstds
+            .zip(inputs.scale)
             .map(|(rstd, scale)| rstd * scale)
             .collect()
     }
 
-    fn for_each_tile(&self, cpu: Cpu, f: impl Fn(usize, std::ops::Range<usize>) + Sync) {
-        cpu.threads.for_each(self.n * self.n_tiles(), |tile| {
-            let (image, tile) = (tile / self.n_tiles(), tile % self.n_tiles());
-            let first = tile * self.tile_positions();
-            f(
-                image,
-                first..(first + self.tile_positions()).min(self.n_positions),
-            );
+    /// Runs `f` with the elements of each tile of an image.
+    fn for_each_tile(&self, cpu: Cpu, f: impl Fn(std::ops::Range<usize>) + Sync) {
+        cpu.threads.for_each(self.n_tiles(), |tile| {
+            let first = tile * self.tile_len();
+            f(first..(first + self.tile_len()).min(self.image_len()));
         });
+    }
+
+    fn image_len(&self) -> usize {
+        self.n_positions * self.c
     }
 
     fn tile_positions(&self) -> usize {
         (TILE / self.c).max(1)
+    }
+
+    fn tile_len(&self) -> usize {
+        self.tile_positions() * self.c
     }
 
     fn n_tiles(&self) -> usize {

@@ -10,6 +10,7 @@ mod gather;
 mod gemm;
 pub mod group_norm;
 mod lanes;
+pub mod memory;
 pub mod process;
 pub mod reference;
 pub mod resample;

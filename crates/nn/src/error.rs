@@ -13,6 +13,9 @@ pub enum Error {
     /// Two parameters of one network have the same name.
     #[error("parameter `{0}` exists already")]
     ParamTwice(String),
+    /// A result does not depend on a parameter.
+    #[error("`{0}` has no gradient")]
+    NoGradient(String),
     /// The optimizer was not given one gradient per parameter.
     #[error("{given} gradients for {needed} parameters")]
     Gradients {

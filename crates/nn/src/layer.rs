@@ -3,13 +3,14 @@
 //! A layer takes its parameters from a [`Builder`], which names and fills them, and is differentiable
 //! with respect to its input and its parameters.
 
-use candle_core::{Tensor, Var};
+use candle_core::Var;
 
-use crate::op::conv2d::Geometry;
-use crate::op::group_norm::{Activation, Options};
+use crate::Result;
+use crate::op::conv2d::{Filter, Geometry};
+use crate::op::group_norm::{Activation, Affine, Options};
 use crate::op::{conv2d, group_norm};
 use crate::params::{Builder, Init, Kind};
-use crate::{Cpu, Result};
+use crate::tape::Node;
 
 /// Groups of every norm, as in the reference's network.
 pub const N_GROUPS: usize = 32;
@@ -83,14 +84,24 @@ impl Conv2d {
     /// # Errors
     /// [`Error::Candle`](crate::Error::Candle) if `x` is not `[N, H, W, C_in]`, the stride is 0, or
     /// the padded image is smaller than the filter.
-    pub fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        Ok(conv2d::conv2d(
-            x,
-            &self.weight,
-            &self.bias,
-            self.geometry,
-            cpu,
-        )?)
+    pub fn forward(&self, x: &Node) -> Result<Node> {
+        self.apply(x, None)
+    }
+
+    /// [`Self::forward`] plus `residual`, which is shaped like its result.
+    ///
+    /// # Errors
+    /// As for [`Self::forward`], and if `residual` has another shape.
+    pub fn forward_onto(&self, x: &Node, residual: &Node) -> Result<Node> {
+        self.apply(x, Some(residual))
+    }
+
+    fn apply(&self, x: &Node, residual: Option<&Node>) -> Result<Node> {
+        let filter = Filter {
+            weight: &x.tape().param(&self.weight),
+            bias: &x.tape().param(&self.bias),
+        };
+        conv2d::conv2d(x, filter, self.geometry, residual)
     }
 }
 
@@ -139,8 +150,24 @@ impl Linear {
     ///
     /// # Errors
     /// [`Error::Candle`](crate::Error::Candle) if the last axis of `x` is not `C_in`.
-    pub fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        Ok(conv2d::linear(x, &self.weight, &self.bias, cpu)?)
+    pub fn forward(&self, x: &Node) -> Result<Node> {
+        self.apply(x, None)
+    }
+
+    /// [`Self::forward`] plus `residual`, which is shaped like its result.
+    ///
+    /// # Errors
+    /// As for [`Self::forward`], and if `residual` has another shape.
+    pub fn forward_onto(&self, x: &Node, residual: &Node) -> Result<Node> {
+        self.apply(x, Some(residual))
+    }
+
+    fn apply(&self, x: &Node, residual: Option<&Node>) -> Result<Node> {
+        let filter = Filter {
+            weight: &x.tape().param(&self.weight),
+            bias: &x.tape().param(&self.bias),
+        };
+        conv2d::linear(x, filter, residual)
     }
 }
 
@@ -174,14 +201,11 @@ impl GroupNorm {
     /// # Errors
     /// [`Error::Candle`](crate::Error::Candle) if `x` is not `[N, H, W, C]`, or C is not a multiple of
     /// [`N_GROUPS`].
-    pub fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        let (n, _, _, c) = x.dims4()?;
-        let scale = self.weight.broadcast_as((n, c))?;
-        let shift = self.bias.broadcast_as((n, c))?;
-        self.apply(x, &scale, &shift, cpu)
+    pub fn forward(&self, x: &Node) -> Result<Node> {
+        self.apply(x, None)
     }
 
-    /// The norm followed by `x (1 + scale) + shift`, folded into one scale and one shift.
+    /// The norm followed by `x (1 + scale) + shift`, in one op.
     ///
     /// # Shapes
     /// - `x`: `[N, H, W, C]`
@@ -193,25 +217,20 @@ impl GroupNorm {
     ///
     /// # Source
     /// Dhariwal and Nichol 2021, arXiv 2105.05233, section 3.1 (AdaGN).
-    pub fn forward_conditioned(
-        &self,
-        x: &Tensor,
-        scale_shift: &Tensor,
-        cpu: Cpu,
-    ) -> Result<Tensor> {
-        let (n, _, _, c) = x.dims4()?;
-        let scale_shift = scale_shift.reshape((n, 2 * c))?; // refuses any other size
-        let gain = (scale_shift.narrow(1, 0, c)? + 1.0)?; // [N, C]
-        let scale = gain.broadcast_mul(&self.weight)?;
-        let shift = (gain.broadcast_mul(&self.bias)? + scale_shift.narrow(1, c, c)?)?;
-        self.apply(x, &scale, &shift, cpu)
+    pub fn forward_conditioned(&self, x: &Node, scale_shift: &Node) -> Result<Node> {
+        self.apply(x, Some(scale_shift))
     }
 
-    fn apply(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, cpu: Cpu) -> Result<Tensor> {
+    fn apply(&self, x: &Node, scale_shift: Option<&Node>) -> Result<Node> {
+        let affine = Affine {
+            weight: &x.tape().param(&self.weight),
+            bias: &x.tape().param(&self.bias),
+            scale_shift,
+        };
         let options = Options {
             n_groups: N_GROUPS,
             activation: self.activation,
         };
-        Ok(group_norm::group_norm(x, scale, shift, options, cpu)?)
+        group_norm::group_norm(x, affine, options)
     }
 }

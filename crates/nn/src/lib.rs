@@ -6,12 +6,14 @@ mod error;
 pub mod layer;
 pub mod op;
 pub mod params;
+pub mod tape;
 pub mod unet;
 
 pub use adamw::AdamW;
 pub use error::Error;
 pub use p2_kernels::{Cpu, Isa, Precision, Threads};
 pub use params::{Init, Initializer, Params};
+pub use tape::{Gradients, Node, Recompute, Tape};
 pub use unet::{UNet, UNetConfig};
 
 /// The result of this crate's functions.

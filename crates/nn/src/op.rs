@@ -8,30 +8,30 @@ pub mod elementwise;
 pub mod group_norm;
 pub mod resample;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Layout, Tensor, Var};
 
-/// Whether the CPU kernels apply.
-fn has_kernel(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
-}
+use crate::Result;
+use crate::tape::{Node, has_kernel};
 
 /// The elements of a contiguous f32 tensor on the CPU.
-pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(crate) fn slice<'a>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => candle_core::bail!("a kernel needs contiguous tensors, not {layout:?}"),
     }
 }
 
-/// Calls `f` with the elements of contiguous CPU tensors.
+/// Calls `f` with the elements of CPU tensors.
 fn with_slices<const N: usize, T>(
     tensors: [&Tensor; N],
-    f: impl FnOnce([&[f32]; N]) -> T,
+    f: impl FnOnce([&[f32]; N]) -> Result<T>,
 ) -> Result<T> {
-    let tensors = tensors.map(Tensor::contiguous);
     let mut contiguous = Vec::with_capacity(N);
     for tensor in tensors {
-        contiguous.push(tensor?);
+        contiguous.push(tensor.contiguous()?);
     }
     let guards: Vec<_> = contiguous
         .iter()
@@ -41,18 +41,66 @@ fn with_slices<const N: usize, T>(
     for (into, (storage, layout)) in slices.iter_mut().zip(&guards) {
         match &**storage {
             candle_core::Storage::Cpu(storage) => *into = slice(storage, layout)?,
-            _ => candle_core::bail!("a CPU kernel was given a tensor of another device"),
+            _ => {
+                return Err(shape_error(
+                    "a CPU kernel was given a tensor of another device",
+                ));
+            }
         }
     }
-    Ok(f(slices))
+    f(slices)
 }
 
-/// The result of a kernel as candle expects it.
-fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
-    (CpuStorage::F32(values), shape.into())
+/// A CPU tensor whose elements `write` sets, all of them.
+fn written(shape: impl Into<candle_core::Shape>, write: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+    let shape = shape.into();
+    let mut values = p2_kernels::memory::unfilled(shape.elem_count());
+    write(&mut values);
+    Ok(Tensor::from_vec(values, shape, &candle_core::Device::Cpu)?)
 }
 
-/// A CPU tensor of values that a kernel wrote.
-fn tensor(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
-    Tensor::from_vec(values, like.shape(), like.device())
+/// An error about sizes, from the engine.
+fn shape_error(message: impl std::fmt::Display) -> crate::Error {
+    candle_core::Error::Msg(message.to_string()).into()
+}
+
+/// An op in plain candle operations, differentiated by candle.
+fn composed<const N: usize>(
+    name: &'static str,
+    inputs: [&Node; N],
+    composition: impl FnOnce([&Tensor; N]) -> candle_core::Result<Tensor>,
+) -> Result<Node> {
+    let [first, ..] = inputs.as_slice() else {
+        return Err(shape_error("an op needs an input"));
+    };
+    let tape = first.tape();
+    if !tape.tracks(&inputs) {
+        let value = tape.forward(name, || Ok(composition(inputs.map(Node::value))?))?;
+        return Ok(tape.record(name, &inputs, value, |_, _| Ok(())));
+    }
+    let mut vars = Vec::with_capacity(N);
+    for input in inputs {
+        vars.push(Var::from_tensor(&input.value().detach())?);
+    }
+    let mut leaves = [inputs[0].value(); N];
+    for (leaf, var) in leaves.iter_mut().zip(&vars) {
+        *leaf = var.as_tensor();
+    }
+    let y = tape.forward(name, || Ok(composition(leaves)?))?;
+    let value = y.detach();
+    let slots = inputs.map(Node::slot);
+    Ok(tape.record(name, &inputs, value, move |d_y, sums| {
+        let gradients = (&y * d_y.tensor())?.sum_all()?.backward()?;
+        for (var, slot) in vars.iter().zip(slots) {
+            if let Some(gradient) = gradients.get(var) {
+                sums.add_shared(slot, gradient)?;
+            }
+        }
+        Ok(())
+    }))
+}
+
+/// Whether all inputs can go to a CPU kernel.
+fn on_kernels(inputs: &[&Node]) -> bool {
+    inputs.iter().all(|input| has_kernel(input.value()))
 }

@@ -6,24 +6,27 @@
 mod block;
 mod config;
 
+use std::rc::Rc;
+
 use candle_core::{Device, Tensor, Var};
 
-use block::{AttentionBlock, Context, Downsample, ResBlock, ResBlockSize, Resampling, Upsample};
+use block::{AttentionBlock, Downsample, ResBlock, ResBlockSize, Resampling, Upsample};
 pub use block::{Dropout, DropoutSite};
 pub use config::{Heads, Order, Resample, TimeConditioning, UNetConfig};
 
 use crate::layer::{Conv2d, ConvSize, GroupNorm, Linear, Start};
-use crate::op::elementwise::{concat, silu};
+use crate::op::elementwise::{add, concat, rows, silu};
 use crate::op::group_norm::Activation;
 use crate::params::{Builder, Init, Initializer, Kind, Params};
-use crate::{Cpu, Error, Result};
+use crate::tape::{Node, Tape, checkpoint};
+use crate::{Error, Result};
 
 /// What a stage of the network is made of: the reference's `TimestepEmbedSequential`.
 #[derive(Debug)]
 enum Layer {
     Conv(Conv2d),
-    ResBlock(Box<ResBlock>),
-    Attention(Box<AttentionBlock>),
+    ResBlock(Rc<ResBlock>),
+    Attention(Rc<AttentionBlock>),
     Downsample(Downsample),
     Upsample(Upsample),
 }
@@ -40,21 +43,20 @@ pub struct UNet {
     output_blocks: Vec<Vec<Layer>>,
     out_norm: GroupNorm,
     out_conv: Conv2d,
-    cpu: Cpu,
     device: Device,
 }
 
 /// What the network is asked about.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
-    /// Noised images, `[N, H, W, C_in]`.
-    pub x_t: &'a Tensor,
+    /// Noised images, `[N, H, W, C_in]`, on the tape that shall record the computation.
+    pub x_t: &'a Node,
     /// Noise levels, `[N]`; fractions are allowed.
     pub t: &'a [f64],
     /// Classes, `[N]`, of a class-conditional network.
     pub labels: Option<&'a [u32]>,
     /// Dropout masks while training; `None` to use the network as it is.
-    pub dropout: Option<&'a dyn Dropout>,
+    pub dropout: Option<&'a Rc<dyn Dropout>>,
 }
 
 impl UNet {
@@ -62,7 +64,7 @@ impl UNet {
     ///
     /// # Errors
     /// [`Error::Config`] if the sizes do not fit together.
-    pub fn new(config: UNetConfig, initializer: &mut Initializer<'_>, cpu: Cpu) -> Result<Self> {
+    pub fn new(config: UNetConfig, initializer: &mut Initializer<'_>) -> Result<Self> {
         config.check()?;
         let device = Device::Cpu;
         let mut params = Params::default();
@@ -113,7 +115,6 @@ impl UNet {
             output_blocks,
             out_norm,
             out_conv,
-            cpu,
             device,
         })
     }
@@ -132,38 +133,37 @@ impl UNet {
     ///
     /// # Errors
     /// If shapes do not fit, or labels are missing, not wanted or too large.
-    pub fn forward(&self, input: Input<'_>) -> Result<Tensor> {
-        let embedding = silu(&self.embedding(input.t, input.labels)?, self.cpu)?; // [N, E]
+    pub fn forward(&self, input: Input<'_>) -> Result<Node> {
+        let tape = input.x_t.tape();
+        let embedding = silu(&self.embedding(tape, input.t, input.labels)?)?; // [N, E]
         let context = Context {
             embedding: &embedding,
             dropout: input.dropout,
-            cpu: self.cpu,
         };
         let mut h = input.x_t.clone(); // [N, H, W, C_in]
         let mut skips = Vec::with_capacity(self.input_blocks.len());
         for block in &self.input_blocks {
-            h = run(block, &h, context)?;
+            h = run(block, h, context)?;
             skips.push(h.clone());
         }
-        h = run(&self.middle_block, &h, context)?;
+        h = run(&self.middle_block, h, context)?;
         for block in &self.output_blocks {
             if let Some(skip) = skips.pop() {
-                h = concat(&h, &skip, self.cpu)?; // [N, H, W, C + C_skip]
+                h = concat(&h, &skip)?; // [N, H, W, C + C_skip]
             }
-            h = run(block, &h, context)?;
+            h = run(block, h, context)?;
         }
-        self.out_conv
-            .forward(&self.out_norm.forward(&h, self.cpu)?, self.cpu)
+        self.out_conv.forward(&self.out_norm.forward(&h)?)
     }
 
     /// The embedding of noise level and class, `[N, E]`.
-    fn embedding(&self, t: &[f64], labels: Option<&[u32]>) -> Result<Tensor> {
+    fn embedding(&self, tape: &Tape, t: &[f64], labels: Option<&[u32]>) -> Result<Node> {
         let [first, second] = &self.time_embed;
         let frequencies = timestep_embedding(t, self.config.channels);
         let shape = (t.len(), self.config.channels);
         let frequencies = Tensor::from_vec(frequencies, shape, &self.device)?;
-        let hidden = silu(&first.forward(&frequencies, self.cpu)?, self.cpu)?;
-        let embedding = second.forward(&hidden, self.cpu)?;
+        let hidden = silu(&first.forward(&tape.constant(&frequencies))?)?;
+        let embedding = second.forward(&hidden)?;
         let n_classes = self.config.n_classes;
         match (&self.label_embed, labels) {
             (None, None) => Ok(embedding),
@@ -174,8 +174,7 @@ impl UNet {
                         n_classes,
                     });
                 }
-                let labels = Tensor::from_slice(labels, labels.len(), &self.device)?;
-                Ok((embedding + table.index_select(&labels, 0)?)?)
+                add(&embedding, &rows(&tape.param(table), labels)?)
             }
             (_, labels) => {
                 let label = labels.and_then(|labels| labels.first().copied());
@@ -205,15 +204,31 @@ pub fn timestep_embedding(t: &[f64], channels: usize) -> Vec<f32> {
     embedding
 }
 
-fn run(layers: &[Layer], x: &Tensor, context: Context<'_>) -> Result<Tensor> {
-    let mut h = x.clone();
+/// What all blocks of one forward pass share.
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    /// SiLU of the embedding of noise level and class, `[N, E]`.
+    embedding: &'a Node,
+    dropout: Option<&'a Rc<dyn Dropout>>,
+}
+
+fn run(layers: &[Layer], x: Node, context: Context<'_>) -> Result<Node> {
+    let mut h = x;
     for layer in layers {
         h = match layer {
-            Layer::Conv(conv) => conv.forward(&h, context.cpu)?,
-            Layer::ResBlock(block) => block.forward(&h, context)?,
-            Layer::Attention(block) => block.forward(&h, context.cpu)?,
-            Layer::Downsample(layer) => layer.forward(&h, context.cpu)?,
-            Layer::Upsample(layer) => layer.forward(&h, context.cpu)?,
+            Layer::Conv(conv) => conv.forward(&h)?,
+            Layer::ResBlock(block) => {
+                let (block, dropout) = (block.clone(), context.dropout.cloned());
+                checkpoint([&h, context.embedding], move |[h, embedding]| {
+                    block.forward(h, embedding, dropout.as_deref())
+                })?
+            }
+            Layer::Attention(block) => {
+                let block = block.clone();
+                checkpoint([&h], move |[h]| block.forward(h))?
+            }
+            Layer::Downsample(layer) => layer.forward(&h)?,
+            Layer::Upsample(layer) => layer.forward(&h)?,
         };
     }
     Ok(h)
@@ -230,13 +245,13 @@ fn res_block(
         c_out,
         resampling,
     };
-    Ok(Layer::ResBlock(Box::new(ResBlock::new(
+    Ok(Layer::ResBlock(Rc::new(ResBlock::new(
         builder, config, size,
     )?)))
 }
 
 fn attention(config: &UNetConfig, builder: &mut Builder<'_, '_>, channels: usize) -> Result<Layer> {
-    Ok(Layer::Attention(Box::new(AttentionBlock::new(
+    Ok(Layer::Attention(Rc::new(AttentionBlock::new(
         builder, config, channels,
     )?)))
 }

@@ -1,18 +1,15 @@
 //! Each op against its plain candle composition: values and all gradients.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test stops at its first surprise"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use p2_nn::op::attention::{self, Order};
-use p2_nn::op::conv2d::{self, Geometry};
+use p2_nn::op::conv2d::{self, Filter, Geometry};
 use p2_nn::op::elementwise;
-use p2_nn::op::group_norm::{self, Activation};
+use p2_nn::op::group_norm::{self, Activation, Affine};
 use p2_nn::op::resample;
-use p2_nn::{Cpu, Threads};
+use p2_nn::tape::checkpoint;
+use p2_nn::{Cpu, Node, Recompute, Result, Tape, Threads};
 
 fn cpu() -> Cpu {
     Cpu::best(Threads::new(2))
@@ -40,37 +37,30 @@ fn assert_close(what: &str, fast: &Tensor, slow: &Tensor) {
 }
 
 /// Values and gradients of `op` and `reference` agree under a loss that weighs every output.
-fn check(
+fn check<const N: usize>(
     what: &str,
-    inputs: &[Var],
-    op: impl Fn(&[Tensor]) -> Result<Tensor>,
-    reference: impl Fn(&[Tensor]) -> Result<Tensor>,
+    inputs: &[Var; N],
+    op: impl Fn([&Node; N]) -> Result<Node>,
+    reference: impl Fn([&Tensor; N]) -> candle_core::Result<Tensor>,
 ) {
-    let run = |f: &dyn Fn(&[Tensor]) -> Result<Tensor>| -> Result<Vec<Tensor>> {
-        let tensors: Vec<Tensor> = inputs.iter().map(|var| var.as_tensor().clone()).collect();
-        let y = f(&tensors)?;
-        let weights = var(y.dims(), 0.4);
-        let gradients = (&y * weights.as_tensor())?.sum_all()?.backward()?;
-        let mut results = vec![y];
-        for input in inputs {
-            results.push(
-                gradients
-                    .get(input)
-                    .expect("every input has a gradient")
-                    .clone(),
-            );
+    let slow = reference(inputs.each_ref().map(Var::as_tensor)).unwrap();
+    let weights = var(slow.dims(), 0.4);
+    let loss = (&slow * weights.as_tensor()).unwrap().sum_all().unwrap();
+    let expected = loss.backward().unwrap();
+    for recompute in [Recompute::Nothing, Recompute::Norms, Recompute::Blocks] {
+        let tape = Tape::recording(cpu(), recompute);
+        let nodes = inputs.each_ref().map(|input| tape.input(input));
+        let y = op(nodes.each_ref()).unwrap();
+        assert_close(&format!("{what}: value"), y.value(), &slow);
+        let found = y.backward(&weights).unwrap();
+        for (i, (node, input)) in nodes.iter().zip(inputs).enumerate() {
+            let (found, expected) = (found.of(node).unwrap(), expected.get(input).unwrap());
+            assert_close(&format!("{what}: gradient {i}"), found, expected);
         }
-        Ok(results)
-    };
-    let (fast, slow) = (run(&op).unwrap(), run(&reference).unwrap());
-    for (i, (fast, slow)) in fast.iter().zip(&slow).enumerate() {
-        let part = if i == 0 {
-            "value".into()
-        } else {
-            format!("gradient {}", i - 1)
-        };
-        assert_close(&format!("{what}: {part}"), fast, slow);
     }
+    let tape = Tape::inference(cpu());
+    let nodes = inputs.each_ref().map(|input| tape.constant(input));
+    assert_close(what, op(nodes.each_ref()).unwrap().value(), &slow);
 }
 
 #[test]
@@ -78,28 +68,43 @@ fn convolutions() {
     for (h, w, c_in, c_out, kernel, stride, padding) in [
         (6, 5, 3, 4, 3, 1, 1),
         (6, 6, 33, 17, 3, 2, 1),
+        (9, 7, 32, 48, 3, 1, 1),
         (4, 4, 5, 6, 1, 1, 0),
         (5, 4, 2, 3, 5, 1, 2),
     ] {
-        let inputs = [
-            var(&[2, h, w, c_in], 0.1),
-            var(&[kernel, kernel, c_in, c_out], 0.2),
-            var(&[c_out], 0.3),
-        ];
         let geometry = Geometry { stride, padding };
+        let out = |size: usize| (size + 2 * padding - kernel) / stride + 1;
+        let x = var(&[2, h, w, c_in], 0.1);
+        let weight = var(&[kernel, kernel, c_in, c_out], 0.2);
+        let bias = var(&[c_out], 0.3);
+        let residual = var(&[2, out(h), out(w), c_out], 0.5);
         check(
             "conv2d",
-            &inputs,
-            |t| conv2d::conv2d(&t[0], &t[1], &t[2], geometry, cpu()),
-            |t| conv2d::conv2d_reference(&t[0], &t[1], &t[2], geometry),
+            &[x.clone(), weight.clone(), bias.clone()],
+            |[x, weight, bias]| conv2d::conv2d(x, Filter { weight, bias }, geometry, None),
+            |[x, weight, bias]| conv2d::conv2d_reference(x, weight, bias, geometry),
+        );
+        check(
+            "conv2d onto a residual",
+            &[x, weight, bias, residual],
+            |[x, weight, bias, residual]| {
+                conv2d::conv2d(x, Filter { weight, bias }, geometry, Some(residual))
+            },
+            |[x, weight, bias, residual]| {
+                conv2d::conv2d_reference(x, weight, bias, geometry)? + residual
+            },
         );
     }
-    let inputs = [var(&[3, 2, 7], 0.1), var(&[7, 5], 0.2), var(&[5], 0.3)];
     check(
         "linear",
-        &inputs,
-        |t| conv2d::linear(&t[0], &t[1], &t[2], cpu()),
-        |t| t[0].broadcast_matmul(&t[1])?.broadcast_add(&t[2]),
+        &[
+            var(&[3, 2, 7], 0.1),
+            var(&[7, 5], 0.2),
+            var(&[5], 0.3),
+            var(&[3, 2, 5], 0.4),
+        ],
+        |[x, weight, bias, residual]| conv2d::linear(x, Filter { weight, bias }, Some(residual)),
+        |[x, weight, bias, residual]| x.broadcast_matmul(weight)?.broadcast_add(bias)? + residual,
     );
 }
 
@@ -107,20 +112,47 @@ fn convolutions() {
 fn group_norms() {
     for activation in [Activation::Identity, Activation::Silu] {
         for (h, w, c, n_groups) in [(3, 4, 64, 32), (5, 3, 6, 2), (2, 2, 32, 32)] {
-            let inputs = [
-                var(&[2, h, w, c], 0.1),
-                var(&[2, c], 0.2),
-                var(&[2, c], 0.3),
-            ];
             let options = group_norm::Options {
                 n_groups,
                 activation,
             };
+            let inputs = [
+                var(&[2, h, w, c], 0.1),
+                var(&[c], 0.2),
+                var(&[c], 0.3),
+                var(&[2, 2 * c], 0.4),
+            ];
+            check(
+                "conditioned group_norm",
+                &inputs,
+                |[x, weight, bias, scale_shift]| {
+                    let affine = Affine {
+                        weight,
+                        bias,
+                        scale_shift: Some(scale_shift),
+                    };
+                    group_norm::group_norm(x, affine, options)
+                },
+                |[x, weight, bias, scale_shift]| {
+                    let affine = [weight, bias];
+                    group_norm::group_norm_reference(x, affine, Some(scale_shift), options)
+                },
+            );
+            let [x, weight, bias, _] = inputs;
             check(
                 "group_norm",
-                &inputs,
-                |t| group_norm::group_norm(&t[0], &t[1], &t[2], options, cpu()),
-                |t| group_norm::group_norm_reference(&t[0], &t[1], &t[2], options),
+                &[x, weight, bias],
+                |[x, weight, bias]| {
+                    let affine = Affine {
+                        weight,
+                        bias,
+                        scale_shift: None,
+                    };
+                    group_norm::group_norm(x, affine, options)
+                },
+                |[x, weight, bias]| {
+                    group_norm::group_norm_reference(x, [weight, bias], None, options)
+                },
             );
         }
     }
@@ -133,8 +165,8 @@ fn attention_in_both_orders() {
         check(
             "attention",
             &[var(&[2, 9, 3 * 2 * 5], 0.1)],
-            |t| attention::attention(&t[0], options, cpu()),
-            |t| attention::attention_reference(&t[0], options),
+            |[qkv]| attention::attention(qkv, options),
+            |[qkv]| attention::attention_reference(qkv, options),
         );
     }
 }
@@ -145,56 +177,138 @@ fn resampling() {
     check(
         "avg_pool2",
         &x,
-        |t| resample::avg_pool2(&t[0], cpu()),
-        |t| resample::avg_pool2_reference(&t[0]),
+        |[x]| resample::avg_pool2(x),
+        |[x]| resample::avg_pool2_reference(x),
     );
     check(
         "upsample2",
         &x,
-        |t| resample::upsample2(&t[0], cpu()),
-        |t| resample::upsample2_reference(&t[0]),
+        |[x]| resample::upsample2(x),
+        |[x]| resample::upsample2_reference(x),
     );
-    assert!(resample::avg_pool2(var(&[1, 3, 2, 1], 0.0).as_tensor(), cpu()).is_err());
+    let tape = Tape::inference(cpu());
+    let odd = tape.constant(&var(&[1, 3, 2, 1], 0.0));
+    assert!(resample::avg_pool2(&odd).is_err());
 }
 
 #[test]
 fn elementwise_ops() {
-    let inputs = [var(&[2, 3, 4, 5], 0.1), var(&[2, 3, 4, 5], 0.2)];
-    check(
-        "silu",
-        &inputs[..1],
-        |t| elementwise::silu(&t[0], cpu()),
-        |t| t[0].silu(),
-    );
+    let pair = [var(&[2, 3, 4, 5], 0.1), var(&[2, 3, 4, 5], 0.2)];
+    let single = [pair[0].clone()];
+    check("silu", &single, |[x]| elementwise::silu(x), |[x]| x.silu());
     check(
         "add",
-        &inputs,
-        |t| elementwise::add(&t[0], &t[1], cpu()),
-        |t| &t[0] + &t[1],
+        &pair,
+        |[a, b]| elementwise::add(a, b),
+        |[a, b]| a + b,
     );
-    let inputs = [var(&[2, 3, 4, 5], 0.1), var(&[2, 3, 4, 2], 0.2)];
+    check(
+        "mask",
+        &single,
+        |[a]| elementwise::mask(a, &pair[1]),
+        |[a]| a * pair[1].as_tensor(),
+    );
+    check(
+        "add_per_image",
+        &[var(&[2, 3, 4, 5], 0.1), var(&[2, 5], 0.2)],
+        |[a, shift]| elementwise::add_per_image(a, shift),
+        |[a, shift]| a.broadcast_add(&shift.reshape((2, 1, 1, 5))?),
+    );
+    check(
+        "rows",
+        &[var(&[4, 3], 0.2)],
+        |[table]| elementwise::rows(table, &[3, 1, 3]),
+        |[table]| table.index_select(&Tensor::new(&[3u32, 1, 3], &Device::Cpu)?, 0),
+    );
     check(
         "concat",
-        &inputs,
-        |t| elementwise::concat(&t[0], &t[1], cpu()),
-        |t| Tensor::cat(&[&t[0], &t[1]], 3),
+        &[var(&[2, 3, 4, 5], 0.1), var(&[2, 3, 4, 2], 0.2)],
+        |[a, b]| elementwise::concat(a, b),
+        |[a, b]| Tensor::cat(&[a, b], 3),
     );
 }
 
 #[test]
+fn a_value_that_is_used_twice_gets_both_gradients() {
+    let [a, b] = [var(&[1, 2, 2, 4], 0.1), var(&[1, 2, 2, 4], 0.7)];
+    check(
+        "a diamond",
+        &[a, b],
+        |[a, b]| {
+            // Both sides of a sum share a gradient, and one of them is added to afterwards.
+            let sum = elementwise::add(&a.reshape((1, 4, 1, 4))?.reshape((1, 2, 2, 4))?, b)?;
+            let twice = elementwise::add(&elementwise::silu(&sum)?, &elementwise::silu(a)?)?;
+            elementwise::add(&twice, &elementwise::silu(b)?)
+        },
+        |[a, b]| ((a + b)?.silu()? + a.silu()?)? + b.silu()?,
+    );
+}
+
+#[test]
+fn a_block_that_is_run_twice_has_the_same_gradients() {
+    let weight = var(&[3, 3, 4, 4], 0.2);
+    let bias = var(&[4], 0.3);
+    let x = var(&[2, 4, 4, 4], 0.1);
+    let run = |recompute| {
+        let tape = Tape::recording(cpu(), recompute);
+        let x = tape.input(&x);
+        let (weight, bias) = (weight.clone(), bias.clone());
+        let (w, b) = (weight.clone(), bias.clone());
+        let y = checkpoint([&x], move |[x]| {
+            let filter = Filter {
+                weight: &x.tape().param(&weight),
+                bias: &x.tape().param(&bias),
+            };
+            let geometry = Geometry {
+                stride: 1,
+                padding: 1,
+            };
+            conv2d::conv2d(&elementwise::silu(x)?, filter, geometry, Some(x))
+        })
+        .unwrap();
+        let found = y.backward(y.value()).unwrap();
+        let gradients = [found.of(&x), found.of_param(&w), found.of_param(&b)];
+        gradients.map(|gradient| -> Vec<f32> {
+            gradient.unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        })
+    };
+    assert_eq!(run(Recompute::Nothing), run(Recompute::Blocks));
+}
+
+#[test]
 fn wrong_shapes_are_errors() {
-    let (x, weight) = (var(&[1, 4, 4, 3], 0.1), var(&[3, 3, 4, 2], 0.2));
+    let tape = Tape::recording(cpu(), Recompute::Nothing);
+    let node = |shape: &[usize]| tape.input(&var(shape, 0.1));
+    let (x, weight) = (node(&[1, 4, 4, 3]), node(&[3, 3, 4, 2]));
     let geometry = Geometry {
         stride: 1,
         padding: 1,
     };
-    assert!(conv2d::conv2d(&x, &weight, &var(&[2], 0.3), geometry, cpu()).is_err());
+    let (bias, good) = (node(&[2]), node(&[3, 3, 3, 2]));
+    let conv = |weight, residual| {
+        conv2d::conv2d(
+            &x,
+            Filter {
+                weight,
+                bias: &bias,
+            },
+            geometry,
+            residual,
+        )
+    };
+    assert!(conv(&weight, None).is_err());
+    assert!(conv(&good, Some(&x)).is_err());
+    assert!(conv(&good, None).unwrap().backward(x.value()).is_err());
     let options = group_norm::Options {
         n_groups: 2,
         activation: Activation::Silu,
     };
-    assert!(
-        group_norm::group_norm(&x, &var(&[1, 3], 0.0), &var(&[1, 3], 0.0), options, cpu()).is_err()
-    );
-    assert!(elementwise::add(&x, &weight, cpu()).is_err());
+    let affine = Affine {
+        weight: &node(&[3]),
+        bias: &node(&[3]),
+        scale_shift: None,
+    };
+    assert!(group_norm::group_norm(&x, affine, options).is_err());
+    assert!(elementwise::add(&x, &weight).is_err());
+    assert!(elementwise::rows(&node(&[2, 2]), &[2]).is_err());
 }

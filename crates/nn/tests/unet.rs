@@ -2,12 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
+use std::rc::Rc;
+
 use candle_core::{Device, Tensor};
 use p2_nn::adamw::Step;
 use p2_nn::unet::{
     Dropout, DropoutSite, Heads, Input, Order, Resample, TimeConditioning, UNet, timestep_embedding,
 };
-use p2_nn::{AdamW, Cpu, Init, Threads, UNetConfig};
+use p2_nn::{AdamW, Cpu, Init, Node, Recompute, Tape, Threads, UNetConfig};
 
 /// The base configuration of the golden numbers.
 fn tiny() -> UNetConfig {
@@ -34,8 +36,8 @@ fn cpu() -> Cpu {
 
 /// A network filled by the rule of the golden numbers: the k-th parameter is
 /// `0.1 sin(0.7 k + 0.13 i)`, plus 1 for vectors named `weight`.
-fn golden_unet(config: UNetConfig, cpu: Cpu) -> UNet {
-    let unet = UNet::new(config, &mut |_, _, _| {}, cpu).unwrap();
+fn golden_unet(config: UNetConfig) -> UNet {
+    let unet = UNet::new(config, &mut |_, _, _| {}).unwrap();
     for (k, param) in unet.params().iter().enumerate() {
         let shape = param.reference_shape();
         let one = if shape.len() == 1 && param.name().ends_with("weight") {
@@ -63,8 +65,14 @@ fn golden_input() -> Tensor {
 }
 
 fn forward(unet: &UNet, x: &Tensor, t: &[f64], labels: Option<&[u32]>) -> Tensor {
+    on_tape(unet, &Tape::inference(cpu()), x, t, labels)
+        .value()
+        .clone()
+}
+
+fn on_tape(unet: &UNet, tape: &Tape, x: &Tensor, t: &[f64], labels: Option<&[u32]>) -> Node {
     unet.forward(Input {
-        x_t: x,
+        x_t: &tape.constant(x),
         t,
         labels,
         dropout: None,
@@ -83,7 +91,7 @@ struct Golden {
 /// Numbers printed by the reference code (PyTorch 1.13, f32) for this rule of filling.
 #[track_caller]
 fn check(config: UNetConfig, t: &[f64], labels: Option<&[u32]>, golden: &Golden) {
-    let unet = golden_unet(config, cpu());
+    let unet = golden_unet(config);
     assert_eq!(unet.params().n_elements(), golden.n_params);
     let y = forward(&unet, &golden_input(), t, labels);
     let y = y
@@ -236,7 +244,7 @@ fn the_papers_network_has_its_parameters_names_and_shapes() {
         heads: Heads::Channels(64),
         ..tiny()
     };
-    let unet = UNet::new(config, &mut |_, _, _| {}, cpu()).unwrap();
+    let unet = UNet::new(config, &mut |_, _, _| {}).unwrap();
     assert_eq!(unet.params().n_elements(), 93_563_910);
     assert_eq!(unet.params().len(), 362);
     let params: Vec<_> = unet
@@ -285,13 +293,14 @@ fn an_image_has_the_same_output_bits_in_any_batch_and_with_any_number_of_threads
         let y: Vec<f32> = y.flatten_all().unwrap().to_vec1().unwrap();
         y.into_iter().map(f32::to_bits).collect()
     };
-    let unet = |n| UNet::new(config.clone(), &mut some_values, Cpu::best(Threads::new(n))).unwrap();
-    let whole = bits(&forward(&unet(1), &images, &t, Some(&labels)));
+    let unet = UNet::new(config, &mut some_values).unwrap();
+    let on_threads = |n| {
+        let tape = Tape::inference(Cpu::best(Threads::new(n)));
+        bits(on_tape(&unet, &tape, &images, &t, Some(&labels)).value())
+    };
+    let whole = on_threads(1);
     for n_threads in [2, 3, 8] {
-        assert_eq!(
-            whole,
-            bits(&forward(&unet(n_threads), &images, &t, Some(&labels)))
-        );
+        assert_eq!(whole, on_threads(n_threads));
     }
     for batch_size in [1, 2] {
         let mut joined = vec![];
@@ -299,7 +308,7 @@ fn an_image_has_the_same_output_bits_in_any_batch_and_with_any_number_of_threads
             let n = batch_size.min(5 - first);
             let x = images.narrow(0, first, n).unwrap();
             joined.extend(bits(&forward(
-                &unet(2),
+                &unet,
                 &x,
                 &t[first..first + n],
                 Some(&labels[first..first + n]),
@@ -317,7 +326,7 @@ fn the_gradient_of_every_parameter_is_the_slope_of_the_loss() {
         n_classes: 3,
         ..tiny()
     };
-    let unet = UNet::new(config, &mut some_values, cpu()).unwrap();
+    let unet = UNet::new(config, &mut some_values).unwrap();
     let x: Vec<f32> = (0..2 * 192)
         .map(|i| (0.11 * i as f64).sin() as f32)
         .collect();
@@ -326,11 +335,16 @@ fn the_gradient_of_every_parameter_is_the_slope_of_the_loss() {
         let y = forward(&unet, &x, &[5.0, 400.0], Some(&[0, 2]));
         (y.sqr().unwrap().mean_all().unwrap() * 100.0).unwrap()
     };
-    let gradients = loss().backward().unwrap();
+    let tape = Tape::recording(cpu(), Recompute::Nothing);
+    let y = on_tape(&unet, &tape, &x, &[5.0, 400.0], Some(&[0, 2]));
+    let n_outputs = y.value().elem_count() as f64;
+    let gradients = y
+        .backward(&(y.value() * (200.0 / n_outputs)).unwrap())
+        .unwrap();
     let mut checked = 0;
     for param in unet.params().iter() {
         let gradient: Vec<f32> = gradients
-            .get(param.var())
+            .of_param(param.var())
             .unwrap_or_else(|| panic!("{} has no gradient", param.name()))
             .flatten_all()
             .unwrap()
@@ -399,9 +413,11 @@ fn dropout_has_a_mask_of_its_own_per_image_and_residual_block() {
         dropout: 0.5,
         ..tiny()
     };
-    let unet = UNet::new(config, &mut some_values, cpu()).unwrap();
+    let unet = UNet::new(config, &mut some_values).unwrap();
     let x = golden_input();
-    let run = |dropout: Option<&dyn Dropout>| {
+    let tape = Tape::inference(cpu());
+    let x = tape.constant(&x);
+    let run = |dropout: Option<&Rc<dyn Dropout>>| {
         let input = Input {
             x_t: &x,
             t: &[1.0, 2.0],
@@ -410,19 +426,22 @@ fn dropout_has_a_mask_of_its_own_per_image_and_residual_block() {
         };
         unet.forward(input)
             .unwrap()
+            .value()
             .flatten_all()
             .unwrap()
             .to_vec1::<f32>()
             .unwrap()
     };
-    let sites = Sites(std::sync::Mutex::default());
+    let sites = Rc::new(Sites(std::sync::Mutex::default()));
+    let dropout: Rc<dyn Dropout> = sites.clone();
     assert_eq!(
         run(None),
-        run(Some(&sites)),
+        run(Some(&dropout)),
         "a mask of ones changes nothing"
     );
-    assert_ne!(run(None), run(Some(&DropAll)));
-    let mut sites = sites.0.into_inner().unwrap();
+    let drop_all: Rc<dyn Dropout> = Rc::new(DropAll);
+    assert_ne!(run(None), run(Some(&drop_all)));
+    let mut sites = std::mem::take(&mut *sites.0.lock().unwrap());
     let n_sites = sites.len();
     sites.sort_unstable();
     sites.dedup();
@@ -435,7 +454,7 @@ fn dropout_has_a_mask_of_its_own_per_image_and_residual_block() {
 
 #[test]
 fn the_optimizer_moves_weights_and_their_average() {
-    let unet = UNet::new(tiny(), &mut some_values, cpu()).unwrap();
+    let unet = UNet::new(tiny(), &mut some_values).unwrap();
     let mut optimizer = AdamW::new(unet.params(), cpu()).unwrap();
     let before: Vec<Vec<f32>> = unet.params().iter().map(|p| p.values().unwrap()).collect();
     let gradients: Vec<Tensor> = unet
@@ -511,13 +530,13 @@ fn sizes_that_do_not_fit_are_refused_with_their_values() {
             "channel_mult []",
         ),
     ] {
-        let error = UNet::new(config, &mut |_, _, _| {}, cpu())
+        let error = UNet::new(config, &mut |_, _, _| {})
             .unwrap_err()
             .to_string();
         assert!(error.contains(message), "{error}");
     }
-    let unet = UNet::new(tiny(), &mut |_, _, _| {}, cpu()).unwrap();
-    let x = golden_input();
+    let unet = UNet::new(tiny(), &mut |_, _, _| {}).unwrap();
+    let x = Tape::inference(cpu()).constant(&golden_input());
     let input = Input {
         x_t: &x,
         t: &[1.0, 2.0],

@@ -17,7 +17,7 @@ use p2::data::{Batch, Dataset, Loader, LoaderOptions};
 use p2::model::{Model, Noised};
 use p2::rng::{Draws, Stream};
 use p2_diffusion::{NoiseLevel, Objective, Stage, timestep_from_uniform};
-use p2_nn::{AdamW, adamw};
+use p2_nn::{AdamW, Recompute, Tape, adamw};
 
 const N_STEPS: u64 = 24;
 const BATCH_SIZE: usize = 16;
@@ -87,26 +87,22 @@ fn gradients(
     let t: Vec<u32> = t.collect::<Result<_, _>>()?;
 
     let x_t = model.schedule().add_noise(&x0, &eps, &t)?;
-    let output = model.predict(
-        Noised {
-            x_t: &x_t,
-            t: &t,
-            labels: &batch.labels,
-        },
-        None,
-    )?;
-    let loss = objective.loss(&output, &x0, &eps, &t)?;
-    let found = loss.weighted.mean_all()?.backward()?;
+    let noised = Noised {
+        x_t: &x_t,
+        t: &t,
+        labels: &batch.labels,
+    };
+    let tape = Tape::recording(model.cpu(), Recompute::Nothing);
+    let output = model.record(&tape, noised, None)?;
+    let leaf = output.leaf()?;
+    let loss = objective.loss(&leaf, &x0, &eps, &t)?;
+    let gradients = output.backward_from(&leaf, &loss.weighted.mean_all()?)?;
 
     for (&t, mse_eps) in t.iter().zip(loss.mse_eps.to_vec1::<f32>()?) {
         let level = NoiseLevel::from_log_snr(model.schedule().log_snr()[t as usize]);
         errors.add(Stage::of(level), mse_eps);
     }
-    Ok(model
-        .params()
-        .iter()
-        .filter_map(|param| found.get(param.var()).cloned())
-        .collect())
+    Ok(gradients.into_tensors(model.params())?)
 }
 
 fn adamw_step(step: u64) -> adamw::Step {

@@ -3,13 +3,15 @@
 pub mod file;
 mod from_config;
 
+use std::rc::Rc;
+
 use anyhow::Context as _;
 use candle_core::Tensor;
 use p2_diffusion::{
     Denoised, Denoiser, NetworkOutput, NoiseSchedule, Objective, Prediction, Variance,
 };
 use p2_nn::unet::{Dropout, Input};
-use p2_nn::{Cpu, Init, Params, UNet};
+use p2_nn::{Cpu, Init, Node, Params, Tape, UNet};
 
 use crate::config::RunConfig;
 use crate::rng::{Draws, Stream};
@@ -21,6 +23,7 @@ pub struct Model {
     schedule: NoiseSchedule,
     prediction: Prediction,
     variance: Variance,
+    cpu: Cpu,
 }
 
 /// Noised images and what the network is told of them.
@@ -60,17 +63,23 @@ impl Model {
         cpu: Cpu,
     ) -> anyhow::Result<Self> {
         Ok(Self {
-            unet: UNet::new(from_config::unet(config), initializer, cpu)
+            unet: UNet::new(from_config::unet(config), initializer)
                 .context("cannot build the network")?,
             schedule: from_config::schedule(&config.diffusion)?,
             prediction: from_config::prediction(config.diffusion.prediction),
             variance: from_config::variance(config.diffusion.variance),
+            cpu,
         })
     }
 
     /// The weights.
     pub fn params(&self) -> &Params {
         self.unet.params()
+    }
+
+    /// What its kernels run on.
+    pub fn cpu(&self) -> Cpu {
+        self.cpu
     }
 
     /// The noise process.
@@ -116,17 +125,26 @@ impl Model {
     ///
     /// # Errors
     /// If the shapes or labels do not fit.
-    pub fn predict(
+    pub fn predict(&self, noised: Noised<'_>) -> anyhow::Result<Tensor> {
+        let tape = Tape::inference(self.cpu);
+        Ok(self.record(&tape, noised, None)?.value().clone())
+    }
+
+    /// [`Self::predict`] on a tape, so that gradients can be found.
+    ///
+    /// # Errors
+    /// If the shapes or labels do not fit.
+    pub fn record(
         &self,
+        tape: &Tape,
         noised: Noised<'_>,
-        dropout: Option<&dyn Dropout>,
-    ) -> anyhow::Result<Tensor> {
+        dropout: Option<&Rc<dyn Dropout>>,
+    ) -> anyhow::Result<Node> {
         let t: Vec<f64> = noised.t.iter().map(|&t| f64::from(t)).collect();
-        let labels = (self.n_classes() > 0).then_some(noised.labels);
         Ok(self.unet.forward(Input {
-            x_t: noised.x_t,
+            x_t: &tape.constant(noised.x_t),
             t: &t,
-            labels,
+            labels: (self.n_classes() > 0).then_some(noised.labels),
             dropout,
         })?)
     }
@@ -135,7 +153,7 @@ impl Model {
     pub fn denoiser<'a>(&'a self, labels: &'a [u32]) -> impl Denoiser + 'a {
         move |x_t: &Tensor, t: &[u32]| -> p2_diffusion::Result<Denoised> {
             let values = self
-                .predict(Noised { x_t, t, labels }, None)
+                .predict(Noised { x_t, t, labels })
                 .map_err(|error| p2_diffusion::Error::Caller(error.into()))?;
             let output = NetworkOutput {
                 values: &values,

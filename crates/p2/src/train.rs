@@ -11,12 +11,14 @@ mod observer;
 mod run;
 mod state;
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use candle_core::{Device, Tensor};
 use p2_diffusion::{LossTerms, Objective};
-use p2_nn::{AdamW, adamw};
+use p2_nn::unet::Dropout;
+use p2_nn::{AdamW, Node, Recompute, Tape, adamw};
 
 pub use clock::{Clock, Interval, Limits};
 use dropout::RunDropout;
@@ -83,12 +85,17 @@ impl Trainer {
         for first in (0..n).step_by(self.run.train.micro_batch_size) {
             let n_part = self.run.train.micro_batch_size.min(n - first);
             let noise = self.noise(batch.first_image_idx + first as u64, n_part)?;
-            let loss = self.loss(batch, first, &noise)?;
+            let x0 = self.x0(batch, first, n_part)?;
+            let x_t = self.model.schedule().add_noise(&x0, &noise.eps, &noise.t)?;
+            let output = self.record(batch, first, &x_t, &noise.t)?;
+            let leaf = output.leaf()?;
+            let loss = self.objective.loss(&leaf, &x0, &noise.eps, &noise.t)?;
             let files = &batch.files[first..first + n_part];
             let levels = self.model.schedule().log_snr();
             check_loss(&loss, &noise.t, levels, files, self.clock.step + 1)?;
             // Each image counts the same, however many share its micro-batch.
-            gradients.add(&(loss.weighted.sum_all()? / n as f64)?.backward()?)?;
+            let mean = (loss.weighted.sum_all()? / n as f64)?;
+            gradients.add(output.backward_from(&leaf, &mean)?)?;
             report.extend(&loss, noise.t)?;
         }
         report.grad_norm = gradients.checked_norm(&report.t, &batch.files, self.clock.step + 1)?;
@@ -99,26 +106,32 @@ impl Trainer {
         Ok(report)
     }
 
-    /// The loss of some images of a batch.
-    fn loss(&self, batch: &Batch, first: usize, noise: &Noise) -> anyhow::Result<LossTerms> {
+    /// The n images of a batch from `first` on, `[N, H, W, 3]`.
+    fn x0(&self, batch: &Batch, first: usize, n: usize) -> anyhow::Result<Tensor> {
         let size = self.model.image_size();
-        let n = noise.t.len();
         let n_pixels = size * size * 3;
-        let x0 = &batch.pixels[first * n_pixels..(first + n) * n_pixels];
-        let x0 = Tensor::from_slice(x0, (n, size, size, 3), &Device::Cpu)?; // [N, H, W, 3]
-        let x_t = self.model.schedule().add_noise(&x0, &noise.eps, &noise.t)?;
+        let pixels = &batch.pixels[first * n_pixels..(first + n) * n_pixels];
+        Ok(Tensor::from_slice(
+            pixels,
+            (n, size, size, 3),
+            &Device::Cpu,
+        )?)
+    }
+
+    /// The network's output for the noised images of a batch from `first` on, recorded.
+    fn record(&self, batch: &Batch, first: usize, x_t: &Tensor, t: &[u32]) -> anyhow::Result<Node> {
         let noised = Noised {
-            x_t: &x_t,
-            t: &noise.t,
-            labels: &batch.labels[first..first + n],
+            x_t,
+            t,
+            labels: &batch.labels[first..first + t.len()],
         };
-        let dropout = RunDropout {
+        let dropout: Rc<dyn Dropout> = Rc::new(RunDropout {
             seed: self.run.train.seed,
             first_image_idx: batch.first_image_idx + first as u64,
             probability: self.run.model.dropout,
-        };
-        let output = self.model.predict(noised, Some(&dropout))?;
-        Ok(self.objective.loss(&output, &x0, &noise.eps, &noise.t)?)
+        });
+        let tape = Tape::recording(self.model.cpu(), Recompute::Nothing);
+        self.model.record(&tape, noised, Some(&dropout))
     }
 
     /// The noise and the noise levels of the n images of the run from `image_idx` on.

@@ -1,11 +1,12 @@
 //! Multi-head self-attention over the positions of an image.
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use candle_core::{D, Tensor};
 use p2_kernels::attention::Attention as Sizes;
 pub use p2_kernels::attention::Order;
 
-use super::{has_kernel, output, slice, tensor, with_slices};
-use crate::Cpu;
+use super::{composed, on_kernels, shape_error, with_slices, written};
+use crate::Result;
+use crate::tape::Node;
 
 /// How the channels of the input are divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,14 +28,19 @@ pub struct Options {
 ///
 /// # Source
 /// Vaswani et al. 2017, arXiv 1706.03762, eq. 1.
-pub fn attention(qkv: &Tensor, options: Options, cpu: Cpu) -> Result<Tensor> {
-    let (n, n_positions, width) = qkv.dims3()?;
+pub fn attention(qkv: &Node, options: Options) -> Result<Node> {
+    let (n, n_positions, width) = qkv.value().dims3()?;
     let Options { n_heads, order } = options;
     if n_heads == 0 || n_positions == 0 || width == 0 || width % (3 * n_heads) != 0 {
-        candle_core::bail!("attention of {:?} with {n_heads} heads", qkv.dims());
+        let dims = qkv.dims();
+        return Err(shape_error(format_args!(
+            "attention of {dims:?} with {n_heads} heads"
+        )));
     }
-    if !has_kernel(qkv) {
-        return attention_reference(qkv, options);
+    if !on_kernels(&[qkv]) {
+        return composed("attention", [qkv], |[qkv]| {
+            attention_reference(qkv, options)
+        });
     }
     let sizes = Sizes {
         n,
@@ -43,14 +49,14 @@ pub fn attention(qkv: &Tensor, options: Options, cpu: Cpu) -> Result<Tensor> {
         head_channels: width / 3 / n_heads,
         order,
     };
-    qkv.contiguous()?.apply_op1(Attention { sizes, cpu })
+    recorded(qkv, sizes)
 }
 
 /// [`attention`] in plain candle operations.
 ///
 /// # Errors
 /// If the channels cannot be divided so.
-pub fn attention_reference(qkv: &Tensor, options: Options) -> Result<Tensor> {
+pub fn attention_reference(qkv: &Tensor, options: Options) -> candle_core::Result<Tensor> {
     let (n, t, width) = qkv.dims3()?;
     let heads = options.n_heads;
     let d = width / 3 / heads;
@@ -71,31 +77,25 @@ pub fn attention_reference(qkv: &Tensor, options: Options) -> Result<Tensor> {
         .reshape((n, t, heads * d)) // [N, T, C]
 }
 
-struct Attention {
-    sizes: Sizes,
-    cpu: Cpu,
-}
-
-impl CustomOp1 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let qkv = slice(qkv, layout)?;
-        let mut y = vec![0.0; qkv.len() / 3];
-        self.sizes.forward(qkv, &mut y, self.cpu);
-        Ok(output(
-            y,
-            (self.sizes.n, self.sizes.n_positions, self.sizes.channels()),
-        ))
-    }
-
-    fn bwd(&self, qkv: &Tensor, _y: &Tensor, d_y: &Tensor) -> Result<Option<Tensor>> {
-        let mut d_qkv = vec![0.0; qkv.elem_count()];
-        with_slices([qkv, d_y], |[qkv, d_y]| {
-            self.sizes.backward(qkv, d_y, &mut d_qkv, self.cpu);
-        })?;
-        Ok(Some(tensor(d_qkv, qkv)?))
-    }
+/// The kernel on the tape.
+fn recorded(qkv: &Node, sizes: Sizes) -> Result<Node> {
+    let cpu = qkv.tape().cpu();
+    let shape = (sizes.n, sizes.n_positions, sizes.channels());
+    let value = qkv.tape().forward("attention", || {
+        with_slices([qkv.value()], |[qkv]| {
+            written(shape, |y| sizes.forward(qkv, y, cpu))
+        })
+    })?;
+    let (slot, saved) = (qkv.slot(), qkv.save());
+    Ok(qkv
+        .tape()
+        .record("attention", &[qkv], value, move |d_y, sums| {
+            let qkv = saved.get()?;
+            let d_qkv = with_slices([&qkv, d_y.tensor()], |[qkv_values, d_y]| {
+                written(qkv.shape(), |d_qkv| {
+                    sizes.backward(qkv_values, d_y, d_qkv, cpu);
+                })
+            })?;
+            sums.add(slot, d_qkv)
+        }))
 }

@@ -1,10 +1,11 @@
 //! 2-D convolution and, as its 1×1 case, the linear layer.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::Tensor;
 use p2_kernels::conv2d::{Conv2d as Sizes, Groups, Inputs};
 
-use super::{has_kernel, output, slice, tensor, with_slices};
-use crate::Cpu;
+use super::{composed, on_kernels, shape_error, with_slices, written};
+use crate::Result;
+use crate::tape::Node;
 
 /// Distance of output positions and width of the zeros around the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,44 +16,71 @@ pub struct Geometry {
     pub padding: usize,
 }
 
-/// `x * weight + bias`.
+/// What a convolution multiplies by and adds.
+#[derive(Debug, Clone, Copy)]
+pub struct Filter<'a> {
+    /// `[K, K, C_in, C_out]`.
+    pub weight: &'a Node,
+    /// `[C_out]`.
+    pub bias: &'a Node,
+}
+
+/// `x * weight + bias`, plus `residual` if there is one.
 ///
 /// # Shapes
 /// - `x`: `[N, H, W, C_in]`
-/// - `weight`: `[K, K, C_in, C_out]`
-/// - `bias`: `[C_out]`
-/// - returns: `[N, H', W', C_out]` with `H' = (H + 2 padding - K) / stride + 1`
+/// - `residual` and what is returned: `[N, H', W', C_out]` with `H' = (H + 2 padding - K) / stride + 1`
 ///
 /// # Errors
 /// If the shapes do not fit.
 pub fn conv2d(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
+    x: &Node,
+    filter: Filter<'_>,
     geometry: Geometry,
-    cpu: Cpu,
-) -> Result<Tensor> {
-    if !has_kernel(x) {
-        return conv2d_reference(x, weight, bias, geometry);
+    residual: Option<&Node>,
+) -> Result<Node> {
+    let Filter { weight, bias } = filter;
+    let sizes = sizes(x, filter, geometry)?;
+    let y_dims = [sizes.n, sizes.out_h(), sizes.out_w(), sizes.c_out];
+    if let Some(residual) = residual
+        && residual.dims() != y_dims
+    {
+        let dims = residual.dims();
+        return Err(shape_error(format_args!("residual {dims:?} of {sizes:?}")));
     }
-    let (n, h, w, c_in) = x.dims4()?;
-    let (kernel, kernel_w, weight_c_in, c_out) = weight.dims4()?;
+    match residual {
+        None if on_kernels(&[x, weight, bias]) => recorded(x, filter, sizes, None),
+        Some(residual) if on_kernels(&[x, weight, bias, residual]) => {
+            recorded(x, filter, sizes, Some(residual))
+        }
+        None => composed("conv2d", [x, weight, bias], |[x, weight, bias]| {
+            conv2d_reference(x, weight, bias, geometry)
+        }),
+        Some(residual) => composed(
+            "conv2d",
+            [x, weight, bias, residual],
+            |[x, weight, bias, residual]| conv2d_reference(x, weight, bias, geometry)? + residual,
+        ),
+    }
+}
+
+fn sizes(x: &Node, filter: Filter<'_>, geometry: Geometry) -> Result<Sizes> {
+    let (n, h, w, c_in) = x.value().dims4()?;
+    let (kernel, kernel_w, weight_c_in, c_out) = filter.weight.value().dims4()?;
     let Geometry { stride, padding } = geometry;
-    if kernel != kernel_w || weight_c_in != c_in || bias.dims() != [c_out] {
-        candle_core::bail!(
-            "conv2d of {:?} with weights {:?} and bias {:?}",
-            x.dims(),
-            weight.dims(),
-            bias.dims()
-        );
+    let fits = kernel == kernel_w
+        && weight_c_in == c_in
+        && filter.bias.dims() == [c_out]
+        && h.min(w) + 2 * padding >= kernel
+        && kernel > 0
+        && stride > 0;
+    if !fits {
+        let dims = x.dims();
+        return Err(shape_error(format_args!(
+            "conv2d of {dims:?} with {filter:?} and {geometry:?}"
+        )));
     }
-    if h.min(w) + 2 * padding < kernel || stride == 0 {
-        candle_core::bail!(
-            "conv2d of {:?} with kernel {kernel} and {geometry:?}",
-            x.dims()
-        );
-    }
-    let sizes = Sizes {
+    Ok(Sizes {
         n,
         h,
         w,
@@ -62,12 +90,7 @@ pub fn conv2d(
         stride,
         padding: [padding; 2],
         groups: Groups::One,
-    };
-    x.contiguous()?.apply_op3(
-        &weight.contiguous()?,
-        &bias.contiguous()?,
-        Conv2d { sizes, cpu },
-    )
+    })
 }
 
 /// [`conv2d`] in plain candle operations.
@@ -79,106 +102,106 @@ pub fn conv2d_reference(
     weight: &Tensor,
     bias: &Tensor,
     geometry: Geometry,
-) -> Result<Tensor> {
+) -> candle_core::Result<Tensor> {
     let x = x.permute((0, 3, 1, 2))?.contiguous()?; // [N, C_in, H, W]
     let weight = weight.permute((3, 2, 0, 1))?.contiguous()?; // [C_out, C_in, K, K]
     let y = x.conv2d(&weight, geometry.padding, geometry.stride, 1, 1)?;
     y.permute((0, 2, 3, 1))?.contiguous()?.broadcast_add(bias) // [N, H', W', C_out]
 }
 
-/// `x * weight + bias` on the last axis.
+/// `x weight + bias` on the last axis, plus `residual` if there is one.
 ///
 /// # Shapes
 /// - `x`: `[.., C_in]`
-/// - `weight`: `[C_in, C_out]`
-/// - `bias`: `[C_out]`
-/// - returns: `[.., C_out]`
+/// - `filter.weight`: `[C_in, C_out]`
+/// - `residual` and what is returned: `[.., C_out]`
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, cpu: Cpu) -> Result<Tensor> {
-    let (c_in, c_out) = weight.dims2()?;
+pub fn linear(x: &Node, filter: Filter<'_>, residual: Option<&Node>) -> Result<Node> {
+    let (c_in, c_out) = filter.weight.value().dims2()?;
     let mut shape = x.dims().to_vec();
     if shape.pop() != Some(c_in) {
-        candle_core::bail!("linear of {:?} with weights {:?}", x.dims(), weight.dims());
+        let (dims, weight) = (x.dims(), filter.weight.dims());
+        return Err(shape_error(format_args!(
+            "linear of {dims:?} with weights {weight:?}"
+        )));
     }
     let n = shape.iter().product::<usize>();
-    let x = x.contiguous()?.reshape((n, 1, 1, c_in))?;
-    let weight = weight.reshape((1, 1, c_in, c_out))?;
-    let y = conv2d(
-        &x,
-        &weight,
-        bias,
-        Geometry {
-            stride: 1,
-            padding: 0,
-        },
-        cpu,
-    )?;
     shape.push(c_out);
-    y.reshape(shape)
+    let residual = match residual {
+        Some(residual) if residual.dims() == shape => Some(residual.reshape((n, 1, 1, c_out))?),
+        Some(residual) => {
+            let dims = residual.dims();
+            return Err(shape_error(format_args!(
+                "residual {dims:?} of linear to {shape:?}"
+            )));
+        }
+        None => None,
+    };
+    let filter = Filter {
+        weight: &filter.weight.reshape((1, 1, c_in, c_out))?,
+        bias: filter.bias,
+    };
+    let geometry = Geometry {
+        stride: 1,
+        padding: 0,
+    };
+    let x = x.reshape((n, 1, 1, c_in))?;
+    conv2d(&x, filter, geometry, residual.as_ref())?.reshape(shape)
 }
 
-struct Conv2d {
+/// The kernel on the tape.
+fn recorded(
+    x: &Node,
+    Filter { weight, bias }: Filter<'_>,
     sizes: Sizes,
-    cpu: Cpu,
-}
-
-impl CustomOp3 for Conv2d {
-    fn name(&self) -> &'static str {
+    residual: Option<&Node>,
+) -> Result<Node> {
+    let cpu = x.tape().cpu();
+    let name = if sizes.kernel == [1, 1] {
+        "linear"
+    } else {
         "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, weight) = (slice(x, x_layout)?, slice(weight, weight_layout)?);
-        let bias = slice(bias, bias_layout)?;
-        let mut y = vec![0.0; self.sizes.y_len()];
-        let inputs = Inputs {
-            x,
-            weight,
-            bias,
-            residual: None,
-        };
-        self.sizes.forward(inputs, &mut y, self.cpu);
-        let Sizes { n, c_out, .. } = self.sizes;
-        Ok(output(
-            y,
-            (n, self.sizes.out_h(), self.sizes.out_w(), c_out),
-        ))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _y: &Tensor,
-        d_y: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut d_weight = vec![0.0; self.sizes.weight_len()];
-        let mut d_bias = vec![0.0; self.sizes.c_out];
-        // The image itself, and other constants, need no gradient.
-        let mut d_x = x.track_op().then(|| vec![0.0; self.sizes.x_len()]);
-        with_slices([x, weight, d_y], |[x, weight, d_y]| {
-            if let Some(d_x) = &mut d_x {
-                self.sizes.backward_input(d_y, weight, d_x, self.cpu);
+    };
+    let y_shape = (sizes.n, sizes.out_h(), sizes.out_w(), sizes.c_out);
+    let added = residual.unwrap_or(bias).value(); // read as a residual only if there is one
+    let value = x.tape().forward(name, || {
+        let tensors = [x.value(), weight.value(), bias.value(), added];
+        with_slices(tensors, |[x, weight, bias, added]| {
+            let inputs = Inputs {
+                x,
+                weight,
+                bias,
+                residual: residual.map(|_| added),
+            };
+            written(y_shape, |y| sizes.forward(inputs, y, cpu))
+        })
+    })?;
+    let mut inputs = vec![x, weight, bias];
+    inputs.extend(residual);
+    let slots = [x, weight, bias].map(Node::slot);
+    let residual = residual.and_then(Node::slot);
+    let (saved, weight) = (x.save(), weight.value().clone());
+    let node = x.tape().record(name, &inputs, value, move |d_y, sums| {
+        let x = saved.get()?;
+        let tensors = [&x, &weight, d_y.tensor()];
+        with_slices(tensors, |[x_values, weight_values, d_y]| {
+            // The image itself, and other constants, need no gradient.
+            if slots[0].is_some() {
+                let d_x = written(x.shape(), |d_x| {
+                    sizes.backward_input(d_y, weight_values, d_x, cpu);
+                })?;
+                sums.add(slots[0], d_x)?;
             }
-            self.sizes
-                .backward_weight(x, d_y, &mut d_weight, &mut d_bias, self.cpu);
+            let mut d_bias = vec![0.0; sizes.c_out];
+            let d_weight = written(weight.shape(), |d_weight| {
+                sizes.backward_weight(x_values, d_y, d_weight, &mut d_bias, cpu);
+            })?;
+            sums.add(slots[1], d_weight)?;
+            sums.add(slots[2], Tensor::from_vec(d_bias, sizes.c_out, x.device())?)
         })?;
-        let d_x = d_x.map(|d_x| tensor(d_x, x)).transpose()?;
-        Ok((
-            d_x,
-            Some(tensor(d_weight, weight)?),
-            Some(tensor(d_bias, bias)?),
-        ))
-    }
+        sums.pass(residual, d_y)
+    });
+    Ok(node)
 }

@@ -1,10 +1,11 @@
-//! SiLU, sums and joined channels.
+//! SiLU, sums, products with a mask, and joined channels.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor};
+use candle_core::{D, Tensor};
 use p2_kernels::elementwise as kernel;
 
-use super::{has_kernel, output, slice, tensor, with_slices};
-use crate::Cpu;
+use super::{composed, on_kernels, shape_error, with_slices, written};
+use crate::Result;
+use crate::tape::Node;
 
 /// `x sigmoid(x)`.
 ///
@@ -13,150 +14,133 @@ use crate::Cpu;
 ///
 /// # Errors
 /// If the engine fails.
-pub fn silu(x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-    if !has_kernel(x) {
-        return x.silu();
+pub fn silu(x: &Node) -> Result<Node> {
+    if !on_kernels(&[x]) {
+        return composed("silu", [x], |[x]| x.silu());
     }
-    x.contiguous()?.apply_op1(Silu { cpu })
+    let cpu = x.tape().cpu();
+    let value = x.tape().forward("silu", || {
+        with_slices([x.value()], |[x_values]| {
+            written(x.dims(), |y| kernel::silu(x_values, y, cpu))
+        })
+    })?;
+    let (slot, saved) = (x.slot(), x.save());
+    Ok(x.tape().record("silu", &[x], value, move |d_y, sums| {
+        let x = saved.get()?;
+        let d_x = with_slices([&x, d_y.tensor()], |[x_values, d_y]| {
+            written(x.shape(), |d_x| {
+                kernel::silu_backward(x_values, d_y, d_x, cpu);
+            })
+        })?;
+        sums.add(slot, d_x)
+    }))
 }
 
 /// `a + b` of two tensors of one shape.
 ///
 /// # Errors
 /// If the shapes differ.
-pub fn add(a: &Tensor, b: &Tensor, cpu: Cpu) -> Result<Tensor> {
-    if !has_kernel(a) {
-        return a.add(b);
-    }
+pub fn add(a: &Node, b: &Node) -> Result<Node> {
     if a.dims() != b.dims() {
-        candle_core::bail!("add of {:?} and {:?}", a.dims(), b.dims());
+        return Err(shape_error(format_args!(
+            "add of {:?} and {:?}",
+            a.dims(),
+            b.dims()
+        )));
     }
-    a.contiguous()?.apply_op2(&b.contiguous()?, Add { cpu })
+    if !on_kernels(&[a, b]) {
+        return composed("add", [a, b], |[a, b]| a + b);
+    }
+    let cpu = a.tape().cpu();
+    let value = a.tape().forward("add", || {
+        with_slices([a.value(), b.value()], |[a_values, b_values]| {
+            written(a.dims(), |y| kernel::add(a_values, b_values, y, cpu))
+        })
+    })?;
+    let (slot_a, slot_b) = (a.slot(), b.slot());
+    Ok(a.tape().record("add", &[a, b], value, move |d_y, sums| {
+        sums.add_shared(slot_a, d_y.tensor())?;
+        sums.add_shared(slot_b, d_y.tensor())
+    }))
+}
+
+/// Adds one value per image and channel: `[N, H, W, C]` and `[N, C]`.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn add_per_image(x: &Node, shift: &Node) -> Result<Node> {
+    composed("add_per_image", [x, shift], |[x, shift]| {
+        let (n, c) = shift.dims2()?;
+        x.broadcast_add(&shift.reshape((n, 1, 1, c))?)
+    })
+}
+
+/// `x` times constants of the same shape.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn mask(x: &Node, mask: &Tensor) -> Result<Node> {
+    composed("mask", [x], |[x]| x * mask)
+}
+
+/// Rows of a table: `[entries, C]` to `[N, C]`.
+///
+/// # Errors
+/// If an index is not below the number of entries.
+pub fn rows(table: &Node, indices: &[u32]) -> Result<Node> {
+    let indices = Tensor::from_slice(indices, indices.len(), table.value().device())?;
+    composed("rows", [table], |[table]| table.index_select(&indices, 0))
 }
 
 /// Joins the channels of two images: `[.., C_a]` and `[.., C_b]` to `[.., C_a + C_b]`.
 ///
 /// # Errors
 /// If the other axes differ.
-pub fn concat(a: &Tensor, b: &Tensor, cpu: Cpu) -> Result<Tensor> {
-    if !has_kernel(a) {
-        return Tensor::cat(&[a, b], D::Minus1);
-    }
+pub fn concat(a: &Node, b: &Node) -> Result<Node> {
     let ((rest_a, c_a), (rest_b, c_b)) = (split_last(a), split_last(b));
     if rest_a != rest_b {
-        candle_core::bail!("concat of {:?} and {:?}", a.dims(), b.dims());
+        return Err(shape_error(format_args!(
+            "concat of {:?} and {:?}",
+            a.dims(),
+            b.dims()
+        )));
     }
-    a.contiguous()?.apply_op2(
-        &b.contiguous()?,
-        Concat {
-            channels: [c_a, c_b],
-            cpu,
-        },
-    )
+    if !on_kernels(&[a, b]) {
+        return composed("concat", [a, b], |[a, b]| Tensor::cat(&[a, b], D::Minus1));
+    }
+    let cpu = a.tape().cpu();
+    let channels = [c_a, c_b];
+    let joined = move |a: &Tensor, b: &Tensor| {
+        let mut dims = a.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = c_a + c_b;
+        }
+        with_slices([a, b], |[a, b]| {
+            written(dims, |y| kernel::concat(a, b, channels, y, cpu))
+        })
+    };
+    let value = a
+        .tape()
+        .forward("concat", || joined(a.value(), b.value()))?;
+    let (slot_a, slot_b) = (a.slot(), b.slot());
+    let (dims_a, dims_b) = (a.dims().to_vec(), b.dims().to_vec());
+    let node = a.tape().record("concat", &[a, b], value, move |d_y, sums| {
+        let mut d_b = Ok(());
+        let d_a = with_slices([d_y.tensor()], |[d_y]| {
+            written(dims_a, |d_a| {
+                d_b = written(dims_b, |d_b| kernel::split(d_y, channels, d_a, d_b, cpu))
+                    .and_then(|d_b| sums.add(slot_b, d_b));
+            })
+        })?;
+        d_b?;
+        sums.add(slot_a, d_a)
+    });
+    let (saved_a, saved_b) = (a.save(), b.save());
+    Ok(node.with_recipe(move || joined(&saved_a.get()?, &saved_b.get()?)))
 }
 
-fn split_last(x: &Tensor) -> (&[usize], usize) {
+fn split_last(x: &Node) -> (&[usize], usize) {
     x.dims()
         .split_last()
         .map_or((&[], 0), |(last, rest)| (rest, *last))
-}
-
-struct Silu {
-    cpu: Cpu,
-}
-
-impl CustomOp1 for Silu {
-    fn name(&self) -> &'static str {
-        "silu"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(x, layout)?;
-        let mut y = vec![0.0; x.len()];
-        kernel::silu(x, &mut y, self.cpu);
-        Ok(output(y, layout.shape()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, d_y: &Tensor) -> Result<Option<Tensor>> {
-        let mut d_x = vec![0.0; x.elem_count()];
-        with_slices([x, d_y], |[x, d_y]| {
-            kernel::silu_backward(x, d_y, &mut d_x, self.cpu);
-        })?;
-        Ok(Some(tensor(d_x, x)?))
-    }
-}
-
-struct Add {
-    cpu: Cpu,
-}
-
-impl CustomOp2 for Add {
-    fn name(&self) -> &'static str {
-        "add"
-    }
-
-    fn cpu_fwd(
-        &self,
-        a: &CpuStorage,
-        a_layout: &Layout,
-        b: &CpuStorage,
-        b_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (a, b) = (slice(a, a_layout)?, slice(b, b_layout)?);
-        let mut y = vec![0.0; a.len()];
-        kernel::add(a, b, &mut y, self.cpu);
-        Ok(output(y, a_layout.shape()))
-    }
-
-    fn bwd(
-        &self,
-        _a: &Tensor,
-        _b: &Tensor,
-        _y: &Tensor,
-        d_y: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(d_y.clone()), Some(d_y.clone())))
-    }
-}
-
-struct Concat {
-    channels: [usize; 2],
-    cpu: Cpu,
-}
-
-impl CustomOp2 for Concat {
-    fn name(&self) -> &'static str {
-        "concat"
-    }
-
-    fn cpu_fwd(
-        &self,
-        a: &CpuStorage,
-        a_layout: &Layout,
-        b: &CpuStorage,
-        b_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (a, b) = (slice(a, a_layout)?, slice(b, b_layout)?);
-        let mut y = vec![0.0; a.len() + b.len()];
-        kernel::concat(a, b, self.channels, &mut y, self.cpu);
-        let mut shape = a_layout.dims().to_vec();
-        if let Some(last) = shape.last_mut() {
-            *last = self.channels[0] + self.channels[1];
-        }
-        Ok(output(y, shape))
-    }
-
-    fn bwd(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        _y: &Tensor,
-        d_y: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [mut d_a, mut d_b] = [a, b].map(|t| vec![0.0; t.elem_count()]);
-        with_slices([d_y], |[d_y]| {
-            kernel::split(d_y, self.channels, &mut d_a, &mut d_b, self.cpu);
-        })?;
-        Ok((Some(tensor(d_a, a)?), Some(tensor(d_b, b)?)))
-    }
 }

@@ -1,13 +1,14 @@
-//! Group normalization with a scale and shift per image and channel, and the activation after it.
+//! Group normalization with learned scale and shift, the conditioning of AdaGN, and the activation after it.
 
-use std::sync::OnceLock;
+use std::rc::Rc;
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
+use candle_core::{D, Tensor};
 pub use p2_kernels::group_norm::Activation;
 use p2_kernels::group_norm::{Gradients, GroupNorm as Sizes, Inputs};
 
-use super::{has_kernel, output, slice, tensor, with_slices};
-use crate::Cpu;
+use super::{composed, on_kernels, shape_error, with_slices, written};
+use crate::tape::Node;
+use crate::{Cpu, Result};
 
 /// How channels are grouped and what follows the norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,11 +19,22 @@ pub struct Options {
     pub activation: Activation,
 }
 
-/// `act(scale * (x - mean) / sqrt(variance + 1e-5) + shift)`, moments over each image's groups.
+/// What a norm multiplies by and adds.
+#[derive(Debug, Clone, Copy)]
+pub struct Affine<'a> {
+    /// Per channel, `[C]`.
+    pub weight: &'a Node,
+    /// Per channel, `[C]`.
+    pub bias: &'a Node,
+    /// Per image and channel, `[N, 2 C]`, all scales, then all shifts: `x (1 + scale) + shift` follows.
+    pub scale_shift: Option<&'a Node>,
+}
+
+/// `act((x_hat weight + bias) (1 + scale) + shift)`, `x_hat = (x - mean) / sqrt(variance + 1e-5)`, with
+/// the moments of each image's groups.
 ///
 /// # Shapes
 /// - `x`: `[N, H, W, C]`
-/// - `scale`, `shift`: `[N, C]`
 /// - returns: like `x`
 ///
 /// # Errors
@@ -31,48 +43,50 @@ pub struct Options {
 /// # Source
 /// Wu and He 2018, arXiv 1803.08494, eq. 7; with the conditioning of Dhariwal and Nichol 2021,
 /// arXiv 2105.05233, section 3.1 (AdaGN).
-pub fn group_norm(
-    x: &Tensor,
-    scale: &Tensor,
-    shift: &Tensor,
-    options: Options,
-    cpu: Cpu,
-) -> Result<Tensor> {
-    let (n, h, w, c) = x.dims4()?;
-    let Options {
-        n_groups,
-        activation,
-    } = options;
-    if n_groups == 0
-        || c == 0
-        || c % n_groups != 0
-        || scale.dims() != [n, c]
-        || shift.dims() != [n, c]
-    {
-        candle_core::bail!(
-            "group_norm of {:?} in {n_groups} groups with scale {:?} and shift {:?}",
-            x.dims(),
-            scale.dims(),
-            shift.dims()
-        );
+pub fn group_norm(x: &Node, affine: Affine<'_>, options: Options) -> Result<Node> {
+    let (n, h, w, c) = x.value().dims4()?;
+    let Affine {
+        weight,
+        bias,
+        scale_shift,
+    } = affine;
+    let n_groups = options.n_groups;
+    let fits = n_groups > 0
+        && c > 0
+        && c % n_groups == 0
+        && weight.dims() == [c]
+        && bias.dims() == [c]
+        && scale_shift.is_none_or(|node| node.dims() == [n, 2 * c]);
+    if !fits {
+        let dims = x.dims();
+        return Err(shape_error(format_args!(
+            "group_norm of {dims:?} in {n_groups} groups with {affine:?}"
+        )));
     }
-    if !has_kernel(x) {
-        return group_norm_reference(x, scale, shift, options);
+    let op = Norm {
+        sizes: Sizes {
+            n,
+            n_positions: h * w,
+            c,
+            n_groups,
+            activation: options.activation,
+        },
+        cpu: x.tape().cpu(),
+    };
+    match scale_shift {
+        Some(scale_shift) if on_kernels(&[x, weight, bias, scale_shift]) => op.recorded(x, affine),
+        None if on_kernels(&[x, weight, bias]) => op.recorded(x, affine),
+        Some(scale_shift) => composed(
+            "group_norm",
+            [x, weight, bias, scale_shift],
+            |[x, weight, bias, scale_shift]| {
+                group_norm_reference(x, [weight, bias], Some(scale_shift), options)
+            },
+        ),
+        None => composed("group_norm", [x, weight, bias], |[x, weight, bias]| {
+            group_norm_reference(x, [weight, bias], None, options)
+        }),
     }
-    let sizes = Sizes {
-        n,
-        n_positions: h * w,
-        c,
-        n_groups,
-        activation,
-    };
-    let op = GroupNorm {
-        sizes,
-        cpu,
-        moments: OnceLock::new(),
-    };
-    x.contiguous()?
-        .apply_op3(&scale.contiguous()?, &shift.contiguous()?, op)
 }
 
 /// [`group_norm`] in plain candle operations.
@@ -81,10 +95,10 @@ pub fn group_norm(
 /// If the shapes do not fit.
 pub fn group_norm_reference(
     x: &Tensor,
-    scale: &Tensor,
-    shift: &Tensor,
+    [weight, bias]: [&Tensor; 2],
+    scale_shift: Option<&Tensor>,
     options: Options,
-) -> Result<Tensor> {
+) -> candle_core::Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     let n_groups = options.n_groups;
     let grouped = x.reshape((n, h * w, n_groups, c / n_groups))?;
@@ -96,80 +110,175 @@ pub fn group_norm_reference(
         .reshape((n, n_groups, h * w, c / n_groups))?
         .permute((0, 2, 1, 3))?;
     let x_hat = x_hat.reshape((n, h, w, c))?; // [N, H, W, C]
-    let per_channel = |t: &Tensor| t.reshape((n, 1, 1, c));
-    let u = x_hat
-        .broadcast_mul(&per_channel(scale)?)?
-        .broadcast_add(&per_channel(shift)?)?;
+    let u = x_hat.broadcast_mul(weight)?.broadcast_add(bias)?;
+    let u = match scale_shift {
+        None => u,
+        Some(scale_shift) => {
+            let part = |first| scale_shift.narrow(1, first, c)?.reshape((n, 1, 1, c));
+            u.broadcast_mul(&(part(0)? + 1.0)?)?
+                .broadcast_add(&part(c)?)?
+        }
+    };
     match options.activation {
         Activation::Identity => Ok(u),
         Activation::Silu => u.silu(),
     }
 }
 
-struct GroupNorm {
+/// The kernel, which takes one scale and one shift per image and channel.
+#[derive(Clone, Copy)]
+struct Norm {
     sizes: Sizes,
     cpu: Cpu,
-    /// What the forward pass found and the backward pass needs again.
-    moments: OnceLock<Vec<f32>>,
 }
 
-impl CustomOp3 for GroupNorm {
-    fn name(&self) -> &'static str {
-        "group_norm"
+impl Norm {
+    fn recorded(self, x: &Node, affine: Affine<'_>) -> Result<Node> {
+        let Affine {
+            weight,
+            bias,
+            scale_shift,
+        } = affine;
+        let params = Params {
+            weight: weight.value().to_vec1()?,
+            bias: bias.value().to_vec1()?,
+            scale_shift: match scale_shift {
+                None => None,
+                Some(node) => Some(node.value().flatten_all()?.to_vec1()?),
+            },
+        };
+        let folded = Rc::new(params.fold(self.sizes));
+        let (value, moments) = x
+            .tape()
+            .forward("group_norm", || self.forward(x.value(), &folded))?;
+        let mut inputs = vec![x, weight, bias];
+        inputs.extend(scale_shift);
+        let slots = [x.slot(), weight.slot(), bias.slot()];
+        let conditioning = scale_shift.and_then(Node::slot);
+        let (saved, again) = (x.save(), x.save());
+        let folded_too = folded.clone();
+        let node = x
+            .tape()
+            .record("group_norm", &inputs, value, move |d_y, sums| {
+                let x = saved.get()?;
+                let (d_x, d_folded) = self.backward(&x, &folded, &moments, d_y.tensor())?;
+                let [d_weight, d_bias, d_scale_shift] = params.unfold(self.sizes, &d_folded);
+                let c = self.sizes.c;
+                let on_cpu = |values: Vec<f32>, shape: &[usize]| {
+                    candle_core::Tensor::from_vec(values, shape, x.device())
+                };
+                sums.add(slots[0], d_x)?;
+                sums.add(slots[1], on_cpu(d_weight, &[c])?)?;
+                sums.add(slots[2], on_cpu(d_bias, &[c])?)?;
+                if conditioning.is_some() {
+                    sums.add(conditioning, on_cpu(d_scale_shift, &[self.sizes.n, 2 * c])?)?;
+                }
+                Ok(())
+            });
+        Ok(node.with_recipe(move || Ok(self.forward(&again.get()?, &folded_too)?.0)))
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        scale: &CpuStorage,
-        scale_layout: &Layout,
-        shift: &CpuStorage,
-        shift_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (scale, shift) = (slice(scale, scale_layout)?, slice(shift, shift_layout)?);
-        let inputs = Inputs {
-            x: slice(x, x_layout)?,
-            scale,
-            shift,
-        };
-        let mut y = vec![0.0; inputs.x.len()];
-        let moments = self.sizes.forward(inputs, &mut y, self.cpu);
-        self.moments.get_or_init(|| moments);
-        Ok(output(y, x_layout.shape()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        scale: &Tensor,
-        shift: &Tensor,
-        _y: &Tensor,
-        d_y: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(moments) = self.moments.get() else {
-            candle_core::bail!("group_norm has no moments before its forward pass");
-        };
-        let [mut d_x, mut d_scale, mut d_shift] =
-            [x, scale, shift].map(|t| vec![0.0; t.elem_count()]);
-        with_slices([x, scale, shift, d_y], |[x, scale, shift, d_y]| {
-            let gradients = Gradients {
-                d_x: &mut d_x,
-                d_scale: &mut d_scale,
-                d_shift: &mut d_shift,
-            };
-            self.sizes.backward(
-                Inputs { x, scale, shift },
-                moments,
-                d_y,
-                gradients,
-                self.cpu,
-            );
+    fn forward(self, x: &Tensor, folded: &Folded) -> Result<(Tensor, Vec<f32>)> {
+        let mut moments = Vec::new();
+        let y = with_slices([x], |[x_values]| {
+            let inputs = folded.inputs(x_values);
+            written(x.shape(), |y| {
+                moments = self.sizes.forward(inputs, y, self.cpu);
+            })
         })?;
-        Ok((
-            Some(tensor(d_x, x)?),
-            Some(tensor(d_scale, scale)?),
-            Some(tensor(d_shift, shift)?),
-        ))
+        Ok((y, moments))
+    }
+
+    fn backward(
+        self,
+        x: &Tensor,
+        folded: &Folded,
+        moments: &[f32],
+        d_y: &Tensor,
+    ) -> Result<(Tensor, Folded)> {
+        let mut d_folded = Folded {
+            scale: vec![0.0; folded.scale.len()],
+            shift: vec![0.0; folded.shift.len()],
+        };
+        let d_x = with_slices([x, d_y], |[x_values, d_y]| {
+            written(x.shape(), |d_x| {
+                let gradients = Gradients {
+                    d_x,
+                    d_scale: &mut d_folded.scale,
+                    d_shift: &mut d_folded.shift,
+                };
+                let inputs = folded.inputs(x_values);
+                self.sizes
+                    .backward(inputs, moments, d_y, gradients, self.cpu);
+            })
+        })?;
+        Ok((d_x, d_folded))
+    }
+}
+
+/// One scale and one shift per image and channel, `[N, C]`.
+struct Folded {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+impl Folded {
+    fn inputs<'a>(&'a self, x: &'a [f32]) -> Inputs<'a> {
+        Inputs {
+            x,
+            scale: &self.scale,
+            shift: &self.shift,
+        }
+    }
+}
+
+/// The values of an [`Affine`].
+struct Params {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    scale_shift: Option<Vec<f32>>,
+}
+
+impl Params {
+    /// Gain and added shift of an image's channel.
+    fn conditioning(&self, image: usize, channel: usize) -> (f32, f32) {
+        let c = self.weight.len();
+        self.scale_shift.as_ref().map_or((1.0, 0.0), |values| {
+            let row = &values[image * 2 * c..][..2 * c];
+            (1.0 + row[channel], row[c + channel])
+        })
+    }
+
+    /// `(x_hat weight + bias) gain + shift` as one scale and one shift.
+    fn fold(&self, sizes: Sizes) -> Folded {
+        let (mut scale, mut shift) = (vec![], vec![]);
+        for image in 0..sizes.n {
+            for (channel, (weight, bias)) in self.weight.iter().zip(&self.bias).enumerate() {
+                let (gain, added) = self.conditioning(image, channel);
+                scale.push(gain * weight);
+                shift.push(gain * bias + added);
+            }
+        }
+        Folded { scale, shift }
+    }
+
+    /// The gradients of weight, bias and conditioning, given those of scale and shift.
+    fn unfold(&self, sizes: Sizes, d_folded: &Folded) -> [Vec<f32>; 3] {
+        let c = self.weight.len();
+        let (mut d_weight, mut d_bias) = (vec![0.0; c], vec![0.0; c]);
+        let mut d_scale_shift = vec![0.0; sizes.n * 2 * c];
+        for image in 0..sizes.n {
+            for channel in 0..c {
+                let (gain, _) = self.conditioning(image, channel);
+                let d_scale = d_folded.scale[image * c + channel];
+                let d_shift = d_folded.shift[image * c + channel];
+                d_weight[channel] += d_scale * gain;
+                d_bias[channel] += d_shift * gain;
+                let row = &mut d_scale_shift[image * 2 * c..][..2 * c];
+                row[channel] = d_scale * self.weight[channel] + d_shift * self.bias[channel];
+                row[c + channel] = d_shift;
+            }
+        }
+        [d_weight, d_bias, d_scale_shift]
     }
 }

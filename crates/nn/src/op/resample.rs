@@ -1,34 +1,36 @@
 //! 2×2 average pooling and 2× nearest-neighbour upsampling.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::Tensor;
 use p2_kernels::resample::Resample as Sizes;
 
-use super::{has_kernel, output, slice, tensor, with_slices};
-use crate::Cpu;
+use super::{composed, on_kernels, shape_error, with_slices, written};
+use crate::tape::Node;
+use crate::{Cpu, Result};
 
 /// The mean of each 2×2 square: `[N, H, W, C]` to `[N, H/2, W/2, C]`.
 ///
 /// # Errors
 /// If H or W is odd.
-pub fn avg_pool2(x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-    let (n, h, w, c) = x.dims4()?;
+pub fn avg_pool2(x: &Node) -> Result<Node> {
+    let (n, h, w, c) = x.value().dims4()?;
     if h % 2 != 0 || w % 2 != 0 {
-        candle_core::bail!("cannot halve the odd size of {:?}", x.dims());
+        let dims = x.dims();
+        return Err(shape_error(format_args!(
+            "cannot halve the odd size of {dims:?}"
+        )));
     }
-    if !has_kernel(x) {
-        return avg_pool2_reference(x);
+    if !on_kernels(&[x]) {
+        return composed("resample", [x], |[x]| avg_pool2_reference(x));
     }
-    x.contiguous()?.apply_op1(AvgPool2 {
-        sizes: Sizes { n, h, w, c },
-        cpu,
-    })
+    let sizes = Sizes { n, h, w, c };
+    resample(x, sizes, Direction::Gather { factor: 0.25 })
 }
 
 /// [`avg_pool2`] in plain candle operations.
 ///
 /// # Errors
 /// If H or W is odd.
-pub fn avg_pool2_reference(x: &Tensor) -> Result<Tensor> {
+pub fn avg_pool2_reference(x: &Tensor) -> candle_core::Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     x.reshape((n, h / 2, 2, w / 2, 2 * c))?
         .sum(2)? // [N, H/2, W/2, 2 C]
@@ -41,83 +43,67 @@ pub fn avg_pool2_reference(x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// If `x` is no image tensor.
-pub fn upsample2(x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-    let (n, h, w, c) = x.dims4()?;
-    if !has_kernel(x) {
-        return upsample2_reference(x);
+pub fn upsample2(x: &Node) -> Result<Node> {
+    let (n, h, w, c) = x.value().dims4()?;
+    if !on_kernels(&[x]) {
+        return composed("resample", [x], |[x]| upsample2_reference(x));
     }
-    x.contiguous()?.apply_op1(Upsample2 {
-        sizes: Sizes {
-            n,
-            h: 2 * h,
-            w: 2 * w,
-            c,
-        },
-        cpu,
-    })
+    let sizes = Sizes {
+        n,
+        h: 2 * h,
+        w: 2 * w,
+        c,
+    };
+    resample(x, sizes, Direction::Spread { factor: 1.0 })
 }
 
 /// [`upsample2`] in plain candle operations.
 ///
 /// # Errors
 /// If `x` is no image tensor.
-pub fn upsample2_reference(x: &Tensor) -> Result<Tensor> {
+pub fn upsample2_reference(x: &Tensor) -> candle_core::Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     x.reshape((n, h, 1, w, 1, c))?
         .broadcast_as((n, h, 2, w, 2, c))?
         .reshape((n, 2 * h, 2 * w, c))
 }
 
-struct AvgPool2 {
-    sizes: Sizes,
-    cpu: Cpu,
+/// From the large image to the small one, or back; each is the other's gradient.
+#[derive(Clone, Copy)]
+enum Direction {
+    Gather { factor: f32 },
+    Spread { factor: f32 },
 }
 
-impl CustomOp1 for AvgPool2 {
-    fn name(&self) -> &'static str {
-        "avg_pool2"
+impl Direction {
+    fn transposed(self) -> Self {
+        match self {
+            Self::Gather { factor } => Self::Spread { factor },
+            Self::Spread { factor } => Self::Gather { factor },
+        }
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(x, layout)?;
-        let mut y = vec![0.0; x.len() / 4];
-        self.sizes.gather(x, 0.25, &mut y, self.cpu);
-        let Sizes { n, h, w, c } = self.sizes;
-        Ok(output(y, (n, h / 2, w / 2, c)))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, d_y: &Tensor) -> Result<Option<Tensor>> {
-        let mut d_x = vec![0.0; x.elem_count()];
-        with_slices([d_y], |[d_y]| {
-            self.sizes.spread(d_y, 0.25, &mut d_x, self.cpu);
-        })?;
-        Ok(Some(tensor(d_x, x)?))
+    fn apply(self, x: &Tensor, sizes: Sizes, cpu: Cpu) -> Result<Tensor> {
+        let Sizes { n, h, w, c } = sizes;
+        with_slices([x], |[x]| match self {
+            Self::Gather { factor } => {
+                written((n, h / 2, w / 2, c), |y| sizes.gather(x, factor, y, cpu))
+            }
+            Self::Spread { factor } => written((n, h, w, c), |y| sizes.spread(x, factor, y, cpu)),
+        })
     }
 }
 
-struct Upsample2 {
-    sizes: Sizes,
-    cpu: Cpu,
-}
-
-impl CustomOp1 for Upsample2 {
-    fn name(&self) -> &'static str {
-        "upsample2"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(x, layout)?;
-        let mut y = vec![0.0; x.len() * 4];
-        self.sizes.spread(x, 1.0, &mut y, self.cpu);
-        let Sizes { n, h, w, c } = self.sizes;
-        Ok(output(y, (n, h, w, c)))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, d_y: &Tensor) -> Result<Option<Tensor>> {
-        let mut d_x = vec![0.0; x.elem_count()];
-        with_slices([d_y], |[d_y]| {
-            self.sizes.gather(d_y, 1.0, &mut d_x, self.cpu);
-        })?;
-        Ok(Some(tensor(d_x, x)?))
-    }
+fn resample(x: &Node, sizes: Sizes, direction: Direction) -> Result<Node> {
+    let cpu = x.tape().cpu();
+    let value = x
+        .tape()
+        .forward("resample", || direction.apply(x.value(), sizes, cpu))?;
+    let slot = x.slot();
+    let node = x.tape().record("resample", &[x], value, move |d_y, sums| {
+        let d_x = direction.transposed().apply(d_y.tensor(), sizes, cpu)?;
+        sums.add(slot, d_x)
+    });
+    let saved = x.save();
+    Ok(node.with_recipe(move || direction.apply(&saved.get()?, sizes, cpu)))
 }

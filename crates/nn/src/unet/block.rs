@@ -3,13 +3,14 @@
 use candle_core::Tensor;
 
 use super::config::{TimeConditioning, UNetConfig};
+use crate::Result;
 use crate::layer::{Conv2d, ConvSize, GroupNorm, Linear, Start};
 use crate::op::attention::{self, attention};
-use crate::op::elementwise::add;
+use crate::op::elementwise::{add_per_image, mask};
 use crate::op::group_norm::Activation;
 use crate::op::resample::{avg_pool2, upsample2};
 use crate::params::Builder;
-use crate::{Cpu, Result};
+use crate::tape::Node;
 
 /// Where dropout masks come from, so that the caller decides what they depend on.
 pub trait Dropout: std::fmt::Debug {
@@ -27,15 +28,6 @@ pub struct DropoutSite {
     pub layer: u64,
 }
 
-/// What all blocks of one forward pass share.
-#[derive(Clone, Copy)]
-pub(crate) struct Context<'a> {
-    /// SiLU of the embedding of noise level and class, `[N, E]`.
-    pub(crate) embedding: &'a Tensor,
-    pub(crate) dropout: Option<&'a dyn Dropout>,
-    pub(crate) cpu: Cpu,
-}
-
 /// What a residual block does to the size of its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resampling {
@@ -45,12 +37,12 @@ pub(crate) enum Resampling {
 }
 
 impl Resampling {
-    fn apply(self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        Ok(match self {
-            Self::None => x.clone(),
-            Self::Down => avg_pool2(x, cpu)?,
-            Self::Up => upsample2(x, cpu)?,
-        })
+    fn apply(self, x: &Node) -> Result<Node> {
+        match self {
+            Self::None => Ok(x.clone()),
+            Self::Down => avg_pool2(x),
+            Self::Up => upsample2(x),
+        }
     }
 }
 
@@ -127,38 +119,37 @@ impl ResBlock {
     }
 
     /// `[N, H, W, C_in]` to `[N, H', W', C_out]`.
-    pub(crate) fn forward(&self, x: &Tensor, context: Context<'_>) -> Result<Tensor> {
-        let cpu = context.cpu;
-        let h = self.in_norm.forward(x, cpu)?;
-        let h = self.resampling.apply(&h, cpu)?;
-        let x = self.resampling.apply(x, cpu)?;
-        let h = self.in_conv.forward(&h, cpu)?;
-        let embedding = self.embed.forward(context.embedding, cpu)?; // [N, 2 C_out] or [N, C_out]
+    ///
+    /// - `embedding`: SiLU of the embedding of noise level and class, `[N, E]`
+    pub(crate) fn forward(
+        &self,
+        x: &Node,
+        embedding: &Node,
+        dropout: Option<&dyn Dropout>,
+    ) -> Result<Node> {
+        let h = self.resampling.apply(&self.in_norm.forward(x)?)?;
+        let h = self.in_conv.forward(&h)?;
+        let embedding = self.embed.forward(embedding)?; // [N, 2 C_out] or [N, C_out]
         let h = match self.time_conditioning {
-            TimeConditioning::ScaleShift => {
-                self.out_norm.forward_conditioned(&h, &embedding, cpu)?
-            }
-            TimeConditioning::Additive => {
-                let (n, _, _, c) = h.dims4()?;
-                let h = h.broadcast_add(&embedding.reshape((n, 1, 1, c))?)?;
-                self.out_norm.forward(&h, cpu)?
-            }
+            TimeConditioning::ScaleShift => self.out_norm.forward_conditioned(&h, &embedding)?,
+            TimeConditioning::Additive => self.out_norm.forward(&add_per_image(&h, &embedding)?)?,
         };
-        let h = match context.dropout {
+        let h = match dropout {
             Some(dropout) if self.drops => self.drop(&h, dropout)?,
             _ => h,
         };
-        let h = self.out_conv.forward(&h, cpu)?;
-        match &self.skip {
-            None => Ok(add(&x, &h, cpu)?),
-            Some(skip) => Ok(add(&skip.forward(&x, cpu)?, &h, cpu)?),
-        }
+        let x = self.resampling.apply(x)?;
+        let x = match &self.skip {
+            None => x,
+            Some(skip) => skip.forward(&x)?,
+        };
+        self.out_conv.forward_onto(&h, &x)
     }
 
-    fn drop(&self, h: &Tensor, dropout: &dyn Dropout) -> Result<Tensor> {
-        let (n, height, width, c) = h.dims4()?;
-        let mut mask = vec![0.0; h.elem_count()];
-        for (image, mask) in mask
+    fn drop(&self, h: &Node, dropout: &dyn Dropout) -> Result<Node> {
+        let (n, height, width, c) = h.value().dims4()?;
+        let mut values = vec![0.0; n * height * width * c];
+        for (image, mask) in values
             .chunks_exact_mut(height * width * c)
             .enumerate()
             .take(n)
@@ -171,7 +162,8 @@ impl ResBlock {
                 mask,
             );
         }
-        Ok((h * Tensor::from_vec(mask, h.shape(), h.device())?)?)
+        let device = h.value().device();
+        mask(h, &Tensor::from_vec(values, h.dims(), device)?)
     }
 }
 
@@ -203,15 +195,11 @@ impl AttentionBlock {
     }
 
     /// `[N, H, W, C]` to the same.
-    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        let (n, h, w, c) = x.dims4()?;
-        let qkv = self
-            .qkv
-            .forward(&self.norm.forward(x, cpu)?, cpu)?
-            .reshape((n, h * w, 3 * c))?;
-        let y = attention(&qkv, self.options, cpu)?; // [N, H*W, C]
-        let y = self.proj_out.forward(&y, cpu)?.reshape((n, h, w, c))?;
-        Ok(add(x, &y, cpu)?)
+    pub(crate) fn forward(&self, x: &Node) -> Result<Node> {
+        let (n, h, w, c) = x.value().dims4()?;
+        let qkv = self.qkv.forward(&self.norm.forward(x)?)?; // [N, H, W, 3 C]
+        let y = attention(&qkv.reshape((n, h * w, 3 * c))?, self.options)?; // [N, H*W, C]
+        self.proj_out.forward_onto(&y.reshape((n, h, w, c))?, x)
     }
 }
 
@@ -234,8 +222,8 @@ impl Downsample {
         })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        self.conv.forward(x, cpu)
+    pub(crate) fn forward(&self, x: &Node) -> Result<Node> {
+        self.conv.forward(x)
     }
 }
 
@@ -258,7 +246,7 @@ impl Upsample {
         })
     }
 
-    pub(crate) fn forward(&self, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-        self.conv.forward(&upsample2(x, cpu)?, cpu)
+    pub(crate) fn forward(&self, x: &Node) -> Result<Node> {
+        self.conv.forward(&upsample2(x)?)
     }
 }

@@ -9,7 +9,7 @@ use p2_nn::layer::{Linear, Start};
 use p2_nn::op::elementwise::{add, concat, silu};
 use p2_nn::params::Builder;
 use p2_nn::unet::timestep_embedding;
-use p2_nn::{AdamW, Cpu, Init, Params, adamw};
+use p2_nn::{AdamW, Cpu, Init, Node, Params, Recompute, Tape, adamw};
 
 use crate::mixture::Mixture;
 
@@ -57,19 +57,21 @@ impl Network {
 
     /// The noise in `x_t`: `[N, 2]` to `[N, 2]`.
     pub(crate) fn eps_hat(&self, x_t: &Tensor, t: &[u32]) -> p2_nn::Result<Tensor> {
+        let tape = Tape::inference(self.cpu);
+        Ok(self.record(&tape, x_t, t)?.value().clone())
+    }
+
+    fn record(&self, tape: &Tape, x_t: &Tensor, t: &[u32]) -> p2_nn::Result<Node> {
         let t: Vec<f64> = t.iter().map(|&t| f64::from(t)).collect();
         let time = timestep_embedding(&t, N_TIME_CHANNELS);
         let time = Tensor::from_vec(time, (t.len(), N_TIME_CHANNELS), &Device::Cpu)?;
-        let input = concat(&(x_t * INPUT_SCALE)?, &time, self.cpu)?; // [N, 2 + N_TIME_CHANNELS]
-        let mut h = silu(&self.first.forward(&input, self.cpu)?, self.cpu)?; // [N, N_CHANNELS]
+        let x_t = tape.constant(&(x_t * INPUT_SCALE)?);
+        let input = concat(&x_t, &tape.constant(&time))?; // [N, 2 + N_TIME_CHANNELS]
+        let mut h = silu(&self.first.forward(&input)?)?; // [N, N_CHANNELS]
         for layer in &self.middle {
-            h = add(
-                &h,
-                &silu(&layer.forward(&h, self.cpu)?, self.cpu)?,
-                self.cpu,
-            )?;
+            h = add(&h, &silu(&layer.forward(&h)?)?)?;
         }
-        self.last.forward(&h, self.cpu) // [N, 2]
+        self.last.forward(&h) // [N, 2]
     }
 
     /// The network as a sampler sees it.
@@ -105,14 +107,12 @@ pub(crate) fn train(
         let x_t = objective
             .schedule()
             .add_noise(&batch.x0, &batch.eps, &batch.t)?; // [N, 2]
-        let output = network.eps_hat(&x_t, &batch.t)?;
-        let loss = objective.loss(&output, &batch.x0, &batch.eps, &batch.t)?;
-        let found = loss.weighted.mean_all()?.backward()?;
-        let gradients: Vec<Tensor> = network
-            .params
-            .iter()
-            .filter_map(|param| found.get(param.var()).cloned())
-            .collect();
+        let tape = Tape::recording(cpu, Recompute::Nothing);
+        let output = network.record(&tape, &x_t, &batch.t)?;
+        let leaf = output.leaf()?;
+        let loss = objective.loss(&leaf, &batch.x0, &batch.eps, &batch.t)?;
+        let gradients = output.backward_from(&leaf, &loss.weighted.mean_all()?)?;
+        let gradients = gradients.into_tensors(&network.params)?;
         let step = adamw::Step {
             lr: LR * (1.0 - step as f64 / n_steps as f64),
             beta1: 0.9,

@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use candle_core::Tensor;
-use candle_core::backprop::GradStore;
 use p2_diffusion::LossTerms;
-use p2_nn::Params;
+use p2_nn::{Gradients as Found, Params};
 
 use super::values;
 use crate::fault;
@@ -27,19 +25,14 @@ impl Gradients {
     }
 
     /// Adds the gradients of a micro-batch.
-    pub(super) fn add(&mut self, gradients: &GradStore) -> anyhow::Result<()> {
-        let found = self.params.iter().map(|param| {
-            let gradient = gradients.get(param.var());
-            gradient.with_context(|| format!("`{}` has no gradient", param.name()))
-        });
+    pub(super) fn add(&mut self, gradients: Found) -> anyhow::Result<()> {
+        let gradients = gradients.into_tensors(&self.params)?;
         if self.sums.is_empty() {
-            self.sums = found
-                .map(|gradient| Ok(gradient?.clone()))
-                .collect::<anyhow::Result<_>>()?;
-        } else {
-            for (sum, gradient) in self.sums.iter_mut().zip(found) {
-                *sum = (&*sum + gradient?)?;
-            }
+            self.sums = gradients;
+            return Ok(());
+        }
+        for (sum, gradient) in self.sums.iter_mut().zip(gradients) {
+            *sum = (&*sum + gradient)?;
         }
         Ok(())
     }

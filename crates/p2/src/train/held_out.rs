@@ -102,16 +102,11 @@ fn errors(
         .map(|&image| Draws::at_lane(SEED, Stream::HeldOut, image as u64, lane));
     let eps = normal_images(draws, images.len(), size)?;
     let x_t = model.schedule().add_noise(&x0, &eps, t)?;
-    let output = model
-        .predict(
-            Noised {
-                x_t: &x_t,
-                t,
-                labels: &labels,
-            },
-            None,
-        )?
-        .detach();
+    let output = model.predict(Noised {
+        x_t: &x_t,
+        t,
+        labels: &labels,
+    })?;
     let loss = objective.loss(&output, &x0, &eps, t)?;
     Ok(values(&loss.mse_eps)?.into_iter().map(f64::from).sum())
 }
