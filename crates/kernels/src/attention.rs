@@ -4,7 +4,9 @@
 
 use crate::cpu::{Cpu, Isa, Shared};
 use crate::elementwise::exp;
-use crate::gemm::{COLS, OuterProducts, Packed, ROWS, RowsTimesPacked, Run, Start};
+use crate::gemm::{OuterProducts, ROWS, RowsTimesPanels, Start, Sum};
+use crate::panels::{COLS, Panels, Strips};
+use crate::scratch::Scratch;
 
 /// Queries whose scores are in memory at a time.
 const QUERIES: usize = 8 * ROWS;
@@ -48,18 +50,14 @@ impl Head<'_> {
         &self.qkv[position * self.stride + self.offsets[kind]..][..self.d]
     }
 
-    /// All rows of a kind as a packed matrix `[T, D]`.
-    fn pack_rows(&self, kind: usize) -> Packed {
-        let mut packed = Packed::zeros(self.n_positions, self.d);
-        packed.set_rows(0, self.n_positions, |position| self.row(kind, position));
-        packed
+    /// All rows of a kind as a matrix `[T, D]`.
+    fn rows(&self, kind: usize, cpu: Cpu) -> Panels<'static> {
+        Panels::from_rows(self.n_positions, self.d, |i| self.row(kind, i), cpu)
     }
 
-    /// All rows of a kind as the columns of a packed matrix `[D, T]`.
-    fn pack_columns(&self, kind: usize) -> Packed {
-        let mut packed = Packed::zeros(self.d, self.n_positions);
-        packed.set_columns(0, self.d, &self.qkv[self.offsets[kind]..], self.stride);
-        packed
+    /// All rows of a kind as the columns of a matrix `[D, T]`.
+    fn columns(&self, kind: usize, cpu: Cpu) -> Panels<'static> {
+        Panels::from_columns(self.d, self.n_positions, |i| self.row(kind, i), cpu)
     }
 }
 
@@ -75,12 +73,13 @@ impl Attention {
         self.check(qkv.len(), y.len());
         let (t, d, c) = (self.n_positions, self.head_channels, self.channels());
         let shared = Shared::new(y);
+        let one = cpu.one_thread();
         cpu.threads.for_each(self.n * self.n_heads, |task| {
             let (image, head_idx) = (task / self.n_heads, task % self.n_heads);
             let head = self.head(qkv, image, head_idx);
-            let (keys, values) = (head.pack_columns(1), head.pack_rows(2));
-            let mut probabilities = vec![0.0; QUERIES.min(t) * t];
-            let mut out = vec![0.0; QUERIES.min(t) * d];
+            let (keys, values) = (head.columns(1, one), head.rows(2, one));
+            let mut probabilities = Scratch::new(QUERIES.min(t) * t);
+            let mut out = Scratch::new(QUERIES.min(t) * d);
             for first in (0..t).step_by(QUERIES) {
                 let n_queries = QUERIES.min(t - first);
                 self.probabilities(
@@ -91,7 +90,7 @@ impl Attention {
                     cpu.isa,
                 );
                 let rows = |i: usize| &probabilities[i * t..][..t];
-                multiply(rows, n_queries, &values, &mut out, cpu.isa);
+                multiply(rows, n_queries, &values, &mut out[..n_queries * d], cpu.isa);
                 for i in 0..n_queries {
                     // SAFETY: (image, position, head) of different tasks are disjoint.
                     let y = unsafe { shared.tile((image * t + first + i) * c + head_idx * d, d) };
@@ -107,6 +106,7 @@ impl Attention {
         assert_eq!(d_qkv.len(), qkv.len());
         let (t, d) = (self.n_positions, self.head_channels);
         let shared = Shared::new(d_qkv);
+        let one = cpu.one_thread();
         cpu.threads.for_each(self.n * self.n_heads, |task| {
             let (image, head_idx) = (task / self.n_heads, task % self.n_heads);
             let head = self.head(qkv, image, head_idx);
@@ -117,7 +117,7 @@ impl Attention {
                 n_positions: t,
                 d,
             };
-            let gradients = self.head_backward(&head, &d_y, cpu.isa);
+            let gradients = self.head_backward(&head, &d_y, one);
             for (kind, gradient) in gradients.iter().enumerate() {
                 for position in 0..t {
                     let start = (image * t + position) * head.stride + head.offsets[kind];
@@ -130,18 +130,14 @@ impl Attention {
     }
 
     /// The gradients with respect to the queries, keys and values of one head, `[T, D]` each.
-    fn head_backward(&self, head: &Head<'_>, d_y: &Head<'_>, isa: Isa) -> [Vec<f32>; 3] {
-        let (t, d) = (self.n_positions, self.head_channels);
-        let (keys, key_rows, values) = (
-            head.pack_columns(1),
-            head.pack_rows(1),
-            head.pack_columns(2),
-        );
-        let [mut d_q, mut d_k, mut d_v] = [(); 3].map(|()| vec![0.0; t * d]);
-        let mut probabilities = vec![0.0; QUERIES.min(t) * t];
-        let mut d_scores = vec![0.0; QUERIES.min(t) * t];
-        let width = d.next_multiple_of(COLS);
-        let (mut q_rows, mut d_y_rows) = (vec![0.0; QUERIES * width], vec![0.0; QUERIES * width]);
+    fn head_backward(&self, head: &Head<'_>, d_y: &Head<'_>, cpu: Cpu) -> [Scratch; 3] {
+        let (t, d, isa) = (self.n_positions, self.head_channels, cpu.isa);
+        let (keys, key_rows) = (head.columns(1, cpu), head.rows(1, cpu));
+        let values = head.columns(2, cpu);
+        let [mut d_q, mut d_k, mut d_v] = [(); 3].map(|()| Scratch::new(t * d));
+        // The last strip reads past the last row.
+        let matrix = || Scratch::new(QUERIES.min(t) * t + ROWS);
+        let (mut probabilities, mut d_scores) = (matrix(), matrix());
         for first in (0..t).step_by(QUERIES) {
             let n_queries = QUERIES.min(t - first);
             let p = &mut probabilities[..n_queries * t];
@@ -150,27 +146,28 @@ impl Attention {
             multiply(|i| d_y.row(0, first + i), n_queries, &values, d_s, isa);
             self.softmax_backward(p, d_s, isa);
             let rows = |i: usize| &d_s[i * t..][..t];
-            multiply(rows, n_queries, &key_rows, &mut d_q[first * d..], isa);
-            for i in 0..n_queries {
-                q_rows[i * width..][..d].copy_from_slice(head.row(0, first + i));
-                d_y_rows[i * width..][..d].copy_from_slice(d_y.row(0, first + i));
-            }
-            for (a, b, out) in [(&*d_s, &q_rows, &mut d_k), (&*p, &d_y_rows, &mut d_v)] {
+            multiply(
+                rows,
+                n_queries,
+                &key_rows,
+                &mut d_q[first * d..][..n_queries * d],
+                isa,
+            );
+            let queries = Strips::pack(n_queries, d, |i| Some(head.row(0, first + i)), isa);
+            let d_y = Strips::pack(n_queries, d, |i| Some(d_y.row(0, first + i)), isa);
+            let products = [
+                (&d_scores, &queries, &mut d_k),
+                (&probabilities, &d_y, &mut d_v),
+            ];
+            for (a, b, out) in products {
                 let sums = OuterProducts {
-                    runs: &[Run {
-                        a: a.as_ptr(),
-                        b: b.as_ptr(),
-                        len: n_queries,
-                    }],
-                    a_stride: t,
-                    b_stride: width,
+                    a: &Strips::in_place(a, n_queries, t),
+                    b,
+                    sum: if first == 0 { Sum::Set } else { Sum::Add },
                     out,
-                    out_stride: d,
-                    n_rows: t,
                     n_cols: d,
                 };
-                // SAFETY: `a` has `n_queries` rows of t elements, `b` as many of whole panels.
-                unsafe { sums.run(isa) };
+                sums.run(isa);
             }
         }
         [d_q, d_k, d_v]
@@ -180,7 +177,7 @@ impl Attention {
     fn probabilities(
         &self,
         head: &Head<'_>,
-        keys: &Packed,
+        keys: &Panels<'_>,
         first: usize,
         out: &mut [f32],
         isa: Isa,
@@ -278,25 +275,27 @@ fn reduce(a: &[f32], b: &[f32], start: f32, f: impl Fn(f32, f32, f32) -> f32) ->
 fn multiply<'a>(
     row: impl Fn(usize) -> &'a [f32],
     n_rows: usize,
-    b: &Packed,
+    b: &Panels<'_>,
     out: &mut [f32],
     isa: Isa,
 ) {
-    for first in (0..n_rows).step_by(ROWS) {
-        let live = ROWS.min(n_rows - first);
+    let out = Shared::new(out);
+    for first_row in (0..n_rows).step_by(ROWS) {
+        let live = ROWS.min(n_rows - first_row);
         let a: [*const f32; ROWS] =
-            std::array::from_fn(|r| row(first + r.min(live - 1))[..b.k].as_ptr());
-        let block = RowsTimesPacked {
+            std::array::from_fn(|r| row(first_row + r.min(live - 1))[..b.k].as_ptr());
+        let block = RowsTimesPanels {
             a: &a,
             k: b.k,
             b,
             start: Start::Zero,
             residual: None,
-            out: &mut out[first * b.n..],
-            out_stride: b.n,
+            panels: 0..b.n.div_ceil(COLS),
+            out: &out,
+            first_row,
             n_rows: live,
         };
-        // SAFETY: each row has b.k elements.
+        // SAFETY: each row has b.k elements, and `out` is this function's.
         unsafe { block.run(isa) };
     }
 }

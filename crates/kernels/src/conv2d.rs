@@ -59,9 +59,6 @@ pub enum Algorithm {
     Depthwise,
 }
 
-/// Output positions of one partial sum of a bias gradient.
-const CHUNK: usize = 512;
-
 impl Conv2d {
     /// A linear layer over `n` rows.
     pub fn linear(n: usize, c_in: usize, c_out: usize) -> Self {
@@ -211,17 +208,17 @@ impl Conv2d {
             (self.x_len(), self.y_len(), self.weight_len())
         );
         match self.algorithm(cpu.precision) {
-            Algorithm::Gemm => {
-                self.gemm_backward_weight(x, d_y, d_weight, cpu);
-                self.backward_bias(d_y, d_bias, cpu);
-            }
+            Algorithm::Gemm => self.gemm_backward_weight(x, d_y, d_weight, d_bias, cpu),
             Algorithm::Depthwise => self.depthwise_backward_weight(x, d_y, d_weight, d_bias, cpu),
         }
     }
 
-    /// Partial sums of a weight gradient: enough for many threads, few if the weights are large.
-    fn weight_groups(&self) -> usize {
-        ((1 << 21) / self.weight_len()).clamp(1, 16)
+    /// Partial sums of a weight gradient over so many positions: enough for many threads, few if
+    /// the weights are large or the positions few.
+    fn weight_groups(&self, n_positions: usize) -> usize {
+        ((1 << 21) / self.weight_len().max(1))
+            .min(n_positions / 1024)
+            .clamp(1, 16)
     }
 
     /// Output columns whose input column `ox * stride + kx - padding` lies in the image.
@@ -233,46 +230,29 @@ impl Conv2d {
         };
         first..end.max(first)
     }
+}
 
-    /// `d_bias`: the sum of `d_y` over all positions.
-    fn backward_bias(&self, d_y: &[f32], d_bias: &mut [f32], cpu: Cpu) {
-        if d_bias.is_empty() {
-            return;
-        }
-        let n_positions = d_y.len() / self.c_out;
-        let n_groups = n_positions.div_ceil(CHUNK).max(1);
-        let mut partial = vec![0.0; n_groups * self.c_out];
-        let shared = Shared::new(&mut partial);
-        cpu.threads.for_each(n_groups, |group| {
-            let rows = &d_y[group * CHUNK * self.c_out..];
-            let rows = &rows[..rows.len().min(CHUNK * self.c_out)];
-            // SAFETY: each group has its own sums.
-            let sums = unsafe { shared.tile(group * self.c_out, self.c_out) };
+/// Adds the parts of `partial`, each as long as the sum, in order.
+fn sum_groups(partial: &[f32], sum: &mut [f32], cpu: Cpu) {
+    const TILE: usize = 1 << 12;
+    let n = sum.len();
+    let shared = Shared::new(sum);
+    cpu.threads.for_each(n.div_ceil(TILE), |tile| {
+        let range = tile * TILE..((tile + 1) * TILE).min(n);
+        // SAFETY: tiles are disjoint.
+        let sum = unsafe { shared.tile(range.start, range.len()) };
+        sum.copy_from_slice(&partial[range.clone()]);
+        for part in partial.chunks_exact(n).skip(1) {
             cpu.isa.vectorize(
                 #[inline(always)]
                 || {
-                    for row in rows.chunks_exact(self.c_out) {
-                        for (sum, value) in sums.iter_mut().zip(row) {
-                            *sum += value;
-                        }
+                    for (sum, value) in sum.iter_mut().zip(&part[range.clone()]) {
+                        *sum += value;
                     }
                 },
             );
-        });
-        sum_groups(partial.chunks_exact(self.c_out), d_bias);
-    }
-}
-
-/// Adds parts, each as long as the sum, in order.
-fn sum_groups<'a>(mut parts: impl Iterator<Item = &'a [f32]>, sum: &mut [f32]) {
-    if let Some(first) = parts.next() {
-        sum.copy_from_slice(first);
-    }
-    for part in parts {
-        for (sum, value) in sum.iter_mut().zip(part) {
-            *sum += value;
         }
-    }
+    });
 }
 
 #[cfg(test)]

@@ -26,6 +26,14 @@ impl Cpu {
             precision: Precision::F32,
         }
     }
+
+    /// The same on the calling thread alone: what a tile of a kernel may use.
+    pub(crate) fn one_thread(self) -> Self {
+        Self {
+            threads: Threads::new(1),
+            ..self
+        }
+    }
 }
 
 /// Which algorithms a kernel may choose; inputs, outputs and sums are f32 in all of them.

@@ -1,10 +1,25 @@
 //! Products whose rows are found in an image: a convolution without a copy of its input.
 
 use crate::cpu::{Cpu, Shared};
-use crate::gemm::{Packed, ROWS, RowsTimesPacked, Start};
+use crate::gemm::{ROWS, RowsTimesPanels, Start};
+use crate::panels::{COLS, Panels};
+use crate::scratch::Scratch;
 
 /// Output positions of one tile: a whole number of register blocks.
 const TILE: usize = 8 * ROWS;
+
+/// Multiply-adds from which on threads are worth their start.
+const PARALLEL: usize = 1 << 22;
+
+/// What a product is made of, beside the matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Sources<'a> {
+    /// `[N, image, channels]`.
+    pub(crate) x: &'a [f32],
+    pub(crate) start: Start<'a>,
+    /// Like the output.
+    pub(crate) residual: Option<&'a [f32]>,
+}
 
 /// How the rows of a product are found in an image.
 pub(crate) struct Gather {
@@ -21,39 +36,44 @@ pub(crate) struct Gather {
 }
 
 impl Gather {
-    /// `y = start + rows * packed + residual`: one row of `channels` per tap and output position
-    /// of `x`.
-    pub(crate) fn multiply(
-        &self,
-        x: &[f32],
-        packed: &Packed,
-        start: Start<'_>,
-        residual: Option<&[f32]>,
-        y: &mut [f32],
-        cpu: Cpu,
-    ) {
-        let zeros = vec![0.0; self.channels];
+    /// `y = start + rows * b + residual`: one row of `channels` per tap and output position of `x`.
+    pub(crate) fn multiply(&self, from: Sources<'_>, b: &Panels<'_>, y: &mut [f32], cpu: Cpu) {
+        let zeros = Scratch::zeros(self.channels);
         let n_positions = self.n * self.out[0] * self.out[1];
+        let n_panels = b.n.div_ceil(COLS);
         let shared = Shared::new(y);
-        cpu.threads.for_each(n_positions.div_ceil(TILE), |tile| {
+        // Few positions are cut by columns as well, unless starting a thread takes longer.
+        let n_blocks = n_positions.div_ceil(TILE);
+        let n_parts = if n_positions * b.k * b.n < PARALLEL {
+            1
+        } else {
+            (2 * cpu.threads.count())
+                .div_ceil(n_blocks.max(1))
+                .min(n_panels)
+        };
+        let panels_per_part = n_panels.div_ceil(n_parts.max(1)).max(1);
+        let n_parts = n_panels.div_ceil(panels_per_part);
+        cpu.threads.for_each(n_blocks * n_parts, |tile| {
+            let (block, part) = (tile / n_parts, tile % n_parts);
+            let panels = part * panels_per_part..((part + 1) * panels_per_part).min(n_panels);
             let mut a = vec![zeros.as_ptr(); self.kernel[0] * self.kernel[1] * ROWS];
-            let end = ((tile + 1) * TILE).min(n_positions);
-            for first in (tile * TILE..end).step_by(ROWS) {
+            let end = ((block + 1) * TILE).min(n_positions);
+            for first in (block * TILE..end).step_by(ROWS) {
                 let n_rows = ROWS.min(end - first);
-                self.pointers(x, &zeros, first, n_rows, &mut a);
-                // SAFETY: blocks of positions are disjoint.
-                let out = unsafe { shared.tile(first * packed.n, n_rows * packed.n) };
-                let product = RowsTimesPacked {
+                self.pointers(from.x, &zeros, first, n_rows, &mut a);
+                let product = RowsTimesPanels {
                     a: &a,
                     k: self.channels,
-                    b: packed,
-                    start,
-                    residual: residual.map(|residual| &residual[first * packed.n..]),
-                    out,
-                    out_stride: packed.n,
+                    b,
+                    start: from.start,
+                    residual: from.residual,
+                    panels: panels.clone(),
+                    out: &shared,
+                    first_row: first,
                     n_rows,
                 };
-                // SAFETY: each pointer is a position's channels, or as many zeros.
+                // SAFETY: each pointer is a position's channels, or as many zeros; positions and
+                // panels of tiles are disjoint.
                 unsafe { product.run(cpu.isa) };
             }
         });
@@ -70,6 +90,13 @@ impl Gather {
     ) {
         let [image_h, image_w] = self.image;
         let [out_h, out_w] = self.out;
+        if self.is_identity() {
+            let rows = x[first * self.channels..][..n_rows * self.channels].as_ptr();
+            for (r, a) in a[..n_rows].iter_mut().enumerate() {
+                *a = rows.wrapping_add(r * self.channels);
+            }
+            return;
+        }
         for r in 0..n_rows {
             let position = first + r;
             let (image, oy, ox) = (
@@ -93,6 +120,11 @@ impl Gather {
                 }
             }
         }
+    }
+
+    /// Whether every output position sees the same one of the image and no other.
+    fn is_identity(&self) -> bool {
+        self.kernel == [1, 1] && self.padding == [0, 0] && self.image == self.out
     }
 
     /// The image coordinate at `i` of the dilated image, if there is one.

@@ -1,78 +1,18 @@
-//! The two matrix products under every layer: rows times a packed matrix, and sums of outer products.
+//! The two matrix products under every layer: rows times a matrix in panels, and sums of outer products.
 //!
 //! Every output element is one chain of multiply-adds in the order of k, whatever block it is
 //! computed in. So how the rows are blocked, batched or threaded changes no bit of a result.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
-use crate::Isa;
+use crate::cpu::{Isa, Shared};
 use crate::lanes::{copy, load, read, store};
+use crate::panels::{COLS, Panels, Strips};
 
 /// Rows of one block. Blocks with fewer live rows point the others at any readable row.
 pub(crate) const ROWS: usize = 12;
-
-/// Columns of one panel of a packed matrix.
-pub(crate) const COLS: usize = 32;
-
-/// A matrix `[k, n]` in panels of [`COLS`] columns, `[n / COLS, k, COLS]`, padded with zeros.
-pub(crate) struct Packed {
-    pub(crate) k: usize,
-    pub(crate) n: usize,
-    panels: Vec<f32>,
-}
-
-impl Packed {
-    /// An empty matrix whose rows are then filled by [`Packed::set_rows`].
-    pub(crate) fn zeros(k: usize, n: usize) -> Self {
-        Self {
-            k,
-            n,
-            panels: vec![0.0; n.div_ceil(COLS) * k * COLS],
-        }
-    }
-
-    /// Packs a row-major matrix whose rows start `row_stride` apart.
-    pub(crate) fn from_rows(rows: &[f32], k: usize, n: usize, row_stride: usize) -> Self {
-        let mut packed = Self::zeros(k, n);
-        packed.set_rows(0, k, |row| &rows[row * row_stride..][..n]);
-        packed
-    }
-
-    /// Sets the rows `first .. first + count` to `row(0) ..`, each of length n.
-    pub(crate) fn set_rows<'a>(
-        &mut self,
-        first: usize,
-        count: usize,
-        row: impl Fn(usize) -> &'a [f32],
-    ) {
-        for i in 0..count {
-            for (panel, columns) in row(i).chunks(COLS).enumerate() {
-                self.panels[(panel * self.k + first + i) * COLS..][..columns.len()]
-                    .copy_from_slice(columns);
-            }
-        }
-    }
-
-    /// Sets the rows `first .. first + count` to the columns of a row-major `[n, count]` matrix
-    /// whose rows start `row_stride` apart.
-    pub(crate) fn set_columns(
-        &mut self,
-        first: usize,
-        count: usize,
-        transposed: &[f32],
-        row_stride: usize,
-    ) {
-        for column in 0..self.n {
-            let panel = &mut self.panels[(column / COLS) * self.k * COLS..];
-            for (i, &value) in transposed[column * row_stride..][..count]
-                .iter()
-                .enumerate()
-            {
-                panel[(first + i) * COLS + column % COLS] = value;
-            }
-        }
-    }
-}
 
 /// What a product's rows start from.
 #[derive(Clone, Copy)]
@@ -84,38 +24,38 @@ pub(crate) enum Start<'a> {
 
 /// `out[r] = start[r] + sum over taps and k of a[tap][r][k] * b[tap * k + k] + residual[r]`, up to
 /// [`ROWS`] rows. The residual is added last, to the rounded sum.
-pub(crate) struct RowsTimesPacked<'a> {
+pub(crate) struct RowsTimesPanels<'a> {
     /// `[n_taps, ROWS]` pointers to rows of k elements, `b.k = n_taps * k`.
     pub(crate) a: &'a [*const f32],
     pub(crate) k: usize,
-    pub(crate) b: &'a Packed,
+    pub(crate) b: &'a Panels<'a>,
     pub(crate) start: Start<'a>,
-    /// Laid out like `out`.
+    /// Like `out`.
     pub(crate) residual: Option<&'a [f32]>,
-    /// Rows of n elements, `out_stride` apart; as many as are live.
-    pub(crate) out: &'a mut [f32],
-    pub(crate) out_stride: usize,
+    /// The panels to compute.
+    pub(crate) panels: Range<usize>,
+    /// Rows of `b.n` elements, of which the block writes those from `first_row` on.
+    pub(crate) out: &'a Shared<'a>,
+    pub(crate) first_row: usize,
     pub(crate) n_rows: usize,
 }
 
-impl RowsTimesPacked<'_> {
+impl RowsTimesPanels<'_> {
     /// Computes the block.
     ///
     /// # Safety
-    /// Each pointer of `a` must be readable for k elements.
+    /// Each pointer of `a` must be readable for k elements, and while the block runs nobody else
+    /// may read or write its rows of `out` in the columns of its panels.
     pub(crate) unsafe fn run(self, isa: Isa) {
         assert!(self.a.len().is_multiple_of(ROWS) && self.n_rows <= ROWS);
         assert_eq!(self.a.len() / ROWS * self.k, self.b.k);
-        assert!(
-            self.n_rows == 0 || self.out.len() >= (self.n_rows - 1) * self.out_stride + self.b.n
-        );
         isa.dispatch(self);
     }
 
     /// All panels, in register tiles of R rows and V vectors (H for a panel that is half empty).
     #[inline(always)]
     fn panels<S: Simd, const R: usize, const V: usize, const H: usize>(&mut self, simd: S) {
-        for panel in 0..self.b.n.div_ceil(COLS) {
+        for panel in self.panels.clone() {
             let n_cols = (self.b.n - panel * COLS).min(COLS);
             for row in (0..self.n_rows).step_by(R) {
                 if n_cols <= H * S::F32_LANES {
@@ -139,13 +79,14 @@ impl RowsTimesPacked<'_> {
         // A copy of its own, touched by short loops alone: it stays in registers.
         let mut acc = [[simd.splat_f32s(0.0); V]; R];
         copy(&start, &mut acc);
-        let mut b = self.b.panels[panel * self.b.k * COLS..][..self.b.k * COLS].as_ptr();
+        let mut b = self.b.panel(panel).as_ptr();
+        let b_stride = self.b.row_stride();
         for tap in self.a.chunks_exact(ROWS) {
             let mut a = [tap[0]; R];
             a.copy_from_slice(&tap[first_row..first_row + R]);
             for k in 0..self.k {
-                // SAFETY: the panel has b.k = n_taps * k rows of COLS elements; the rows of `a`
-                // have k elements by the contract of `run`.
+                // SAFETY: the panel has b.k = n_taps * k rows of COLS elements, `b_stride` apart; the
+                // rows of `a` have k elements by the contract of `run`.
                 unsafe {
                     let columns = read::<S, V>(b);
                     for r in 0..R {
@@ -154,8 +95,9 @@ impl RowsTimesPacked<'_> {
                             acc[r][v] = simd.mul_add_e_f32s(value, columns[v], acc[r][v]);
                         }
                     }
-                    b = b.add(COLS);
                 }
+                // The step from the last row may leave the panel.
+                b = b.wrapping_add(b_stride);
             }
         }
         let mut done = start;
@@ -177,7 +119,7 @@ impl RowsTimesPacked<'_> {
     fn residual_of(&self, row: usize, col: usize, n_cols: usize) -> &[f32] {
         match self.residual {
             Some(residual) if row < self.n_rows => {
-                &residual[row * self.out_stride + col..][..n_cols]
+                &residual[(self.first_row + row) * self.b.n + col..][..n_cols]
             }
             _ => &[],
         }
@@ -195,15 +137,17 @@ impl RowsTimesPacked<'_> {
     /// Where some columns of the row go; nowhere for rows that are not live.
     #[inline(never)]
     fn out_of(&mut self, row: usize, col: usize, n_cols: usize) -> &mut [f32] {
-        if row < self.n_rows {
-            &mut self.out[row * self.out_stride + col..][..n_cols]
-        } else {
-            &mut []
+        if row >= self.n_rows {
+            return &mut [];
         }
+        let start = (self.first_row + row) * self.b.n + col;
+        // SAFETY: nobody else has these columns of the row by the contract of `run`, and the
+        // mutable borrow of the block keeps the slices of this thread apart.
+        unsafe { self.out.tile(start, n_cols) }
     }
 }
 
-impl WithSimd for RowsTimesPacked<'_> {
+impl WithSimd for RowsTimesPanels<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
@@ -217,48 +161,42 @@ impl WithSimd for RowsTimesPacked<'_> {
     }
 }
 
-/// A run of consecutive positions of two images: rows `a_stride` and `b_stride` apart.
-#[derive(Clone, Copy)]
-pub(crate) struct Run {
-    pub(crate) a: *const f32,
-    pub(crate) b: *const f32,
-    pub(crate) len: usize,
+/// What a sum does with the numbers that its output holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sum {
+    /// Replaces them.
+    Set,
+    /// Adds to them.
+    Add,
 }
 
-/// `out[r][c] += sum over the positions of all runs of a[r] * b[c]`.
+/// `out[r][c] = sum over positions of a[position][r] * b[position][c]`, or that added to `out`.
 pub(crate) struct OuterProducts<'a> {
-    pub(crate) runs: &'a [Run],
-    pub(crate) a_stride: usize,
-    pub(crate) b_stride: usize,
-    /// Rows of `n_cols` elements, `out_stride` apart.
+    pub(crate) a: &'a Strips<'a, ROWS>,
+    pub(crate) b: &'a Strips<'a, COLS>,
+    pub(crate) sum: Sum,
+    /// Rows of `n_cols` elements, one after the other.
     pub(crate) out: &'a mut [f32],
-    pub(crate) out_stride: usize,
-    pub(crate) n_rows: usize,
     pub(crate) n_cols: usize,
 }
 
 impl OuterProducts<'_> {
     /// Computes the sums.
-    ///
-    /// # Safety
-    /// At each of its `len` positions a run's `a` must be readable for `n_rows` elements and its
-    /// `b` for `n_cols` rounded up to a multiple of [`COLS`].
-    pub(crate) unsafe fn run(self, isa: Isa) {
-        assert!(
-            self.n_rows == 0 || self.out.len() >= (self.n_rows - 1) * self.out_stride + self.n_cols
-        );
+    pub(crate) fn run(self, isa: Isa) {
+        assert_eq!(self.a.n_positions, self.b.n_positions);
         isa.dispatch(self);
     }
 
     #[inline(always)]
-    fn tiles<S: Simd, const R: usize, const V: usize>(&mut self, simd: S) {
-        let n_whole = self.n_rows / R * R;
+    fn tiles<S: Simd, const R: usize, const V: usize, const H: usize>(&mut self, simd: S) {
+        let n_rows = self.out.len() / self.n_cols;
         for col in (0..self.n_cols).step_by(COLS) {
-            for row in (0..n_whole).step_by(R) {
-                self.tile::<S, R, V>(simd, row, col);
-            }
-            for row in n_whole..self.n_rows {
-                self.tile::<S, 1, V>(simd, row, col);
+            for row in (0..n_rows).step_by(R) {
+                if self.n_cols - col <= H * S::F32_LANES {
+                    self.tile::<S, R, H>(simd, row, col);
+                } else {
+                    self.tile::<S, R, V>(simd, row, col);
+                }
             }
         }
     }
@@ -269,34 +207,47 @@ impl OuterProducts<'_> {
     )]
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, row: usize, col: usize) {
-        let n_cols = COLS.min(self.n_cols - col);
-        let mut acc = [[simd.splat_f32s(0.0); V]; R];
-        for (r, acc) in acc.iter_mut().enumerate() {
-            *acc = load::<S, V>(&self.out[(row + r) * self.out_stride + col..][..n_cols]);
-        }
-        for run in self.runs {
-            let (mut a, mut b) = (run.a.wrapping_add(row), run.b.wrapping_add(col));
-            for _ in 0..run.len {
-                // SAFETY: both rows are readable by the contract of `run`.
-                unsafe {
-                    let columns = read::<S, V>(b);
-                    for r in 0..R {
-                        let value = simd.splat_f32s(*a.add(r));
-                        for v in 0..V {
-                            acc[r][v] = simd.mul_add_e_f32s(value, columns[v], acc[r][v]);
-                        }
-                    }
-                }
-                a = a.wrapping_add(self.a_stride);
-                b = b.wrapping_add(self.b_stride);
+        let mut start = [[simd.splat_f32s(0.0); V]; R];
+        if self.sum == Sum::Add {
+            for (r, start) in start.iter_mut().enumerate() {
+                *start = load::<S, V>(self.out_of(row + r, col));
             }
         }
-        for (r, acc) in acc.iter().enumerate() {
-            store::<S, V>(
-                *acc,
-                &mut self.out[(row + r) * self.out_stride + col..][..n_cols],
-            );
+        // A copy of its own, touched by short loops alone: it stays in registers.
+        let mut acc = [[simd.splat_f32s(0.0); V]; R];
+        copy(&start, &mut acc);
+        let (a_stride, b_stride) = (self.a.position_stride(), self.b.position_stride());
+        let mut a = self.a.strip(row / ROWS).as_ptr().wrapping_add(row % ROWS);
+        let mut b = self.b.strip(col / COLS).as_ptr();
+        for _ in 0..self.a.n_positions {
+            // SAFETY: each position of a strip has ROWS or COLS elements, and R rows from a
+            // multiple of R on are in one strip, since ROWS is one.
+            unsafe {
+                let columns = read::<S, V>(b);
+                for r in 0..R {
+                    let value = simd.splat_f32s(*a.add(r));
+                    for v in 0..V {
+                        acc[r][v] = simd.mul_add_e_f32s(value, columns[v], acc[r][v]);
+                    }
+                }
+            }
+            // The step from the last position may leave the strip.
+            a = a.wrapping_add(a_stride);
+            b = b.wrapping_add(b_stride);
         }
+        let mut done = start;
+        copy(&acc, &mut done);
+        for (r, sum) in done.iter().enumerate() {
+            store::<S, V>(*sum, self.out_of(row + r, col));
+        }
+    }
+
+    /// Where the columns of a row from `col` on go; nowhere for rows behind the last.
+    #[inline(never)]
+    fn out_of(&mut self, row: usize, col: usize) -> &mut [f32] {
+        let n_cols = COLS.min(self.n_cols - col);
+        let start = row * self.n_cols + col;
+        self.out.get_mut(start..start + n_cols).unwrap_or_default()
     }
 }
 
@@ -305,10 +256,10 @@ impl WithSimd for OuterProducts<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         match S::F32_LANES {
-            16 => self.tiles::<S, 12, 2>(simd),
-            8 => self.tiles::<S, 3, 4>(simd),
-            4 => self.tiles::<S, 2, 8>(simd),
-            _ => self.tiles::<S, 1, 32>(simd),
+            16 => self.tiles::<S, 12, 2, 1>(simd),
+            8 => self.tiles::<S, 3, 4, 2>(simd),
+            4 => self.tiles::<S, 2, 8, 4>(simd),
+            _ => self.tiles::<S, 1, 32, 16>(simd),
         }
     }
 }

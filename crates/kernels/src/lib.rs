@@ -11,8 +11,10 @@ mod gemm;
 pub mod group_norm;
 mod lanes;
 pub mod memory;
+mod panels;
 pub mod process;
 pub mod reference;
 pub mod resample;
+mod scratch;
 
 pub use cpu::{Cpu, Isa, Precision, Threads};

@@ -9,6 +9,7 @@ use pulp::{Simd, WithSimd};
 use super::{Conv2d, Inputs, sum_groups};
 use crate::cpu::{Cpu, Shared};
 use crate::lanes::{copy, load, store};
+use crate::scratch::Scratch;
 
 /// Neighboring output positions that share the loads of a tap's weights.
 const POSITIONS: usize = 4;
@@ -79,33 +80,34 @@ impl Conv2d {
             return;
         }
         let n_rows = self.n * self.out_h();
-        let n_groups = self.weight_groups().min(n_rows).max(1);
+        let n_groups = self.weight_groups(n_rows * self.out_w());
         let rows_per_group = n_rows.div_ceil(n_groups);
-        let group_len = d_weight.len() + c;
-        let mut partial = vec![0.0; n_groups * group_len];
-        let shared = Shared::new(&mut partial);
+        let mut partial_weight = Scratch::new(n_groups * d_weight.len());
+        let mut partial_bias = Scratch::new(n_groups * d_bias.len());
+        let weight_parts = Shared::new(&mut partial_weight);
+        let bias_parts = Shared::new(&mut partial_bias);
         cpu.threads.for_each(n_groups, |group| {
-            let rows =
-                (group * rows_per_group).min(n_rows)..((group + 1) * rows_per_group).min(n_rows);
+            let start = (group * rows_per_group).min(n_rows);
             // SAFETY: each group has its own sums.
-            let sums = unsafe { shared.tile(group * group_len, group_len) };
-            let (d_weight, d_bias) = sums.split_at_mut(d_weight.len());
+            let (d_weight, d_bias) = unsafe {
+                (
+                    weight_parts.tile(group * self.weight_len(), self.weight_len()),
+                    bias_parts.tile(group * c, c),
+                )
+            };
+            d_weight.fill(0.0);
+            d_bias.fill(0.0);
             cpu.isa.dispatch(WeightSums {
                 conv: self,
                 x,
                 d_y,
-                rows,
+                rows: start..(start + rows_per_group).min(n_rows),
                 d_weight,
                 d_bias,
             });
         });
-        let parts = |range: Range<usize>| {
-            partial
-                .chunks_exact(group_len)
-                .map(move |group| &group[range.clone()])
-        };
-        sum_groups(parts(0..d_weight.len()), d_weight);
-        sum_groups(parts(d_weight.len()..group_len), d_bias);
+        sum_groups(&partial_weight, d_weight, cpu);
+        sum_groups(&partial_bias, d_bias, cpu);
     }
 }
 

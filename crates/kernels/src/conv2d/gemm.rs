@@ -1,26 +1,37 @@
 //! The convolution over all channels as a product of matrices.
 //!
-//! The forward pass multiplies gathered rows by the packed weights: the rows of a tap are pointers
-//! into the image, or to a row of zeros outside of it, so nothing is copied. The gradient with
-//! respect to the input is the same product with the turned weights; that with respect to the
-//! weights sums outer products over runs of positions.
+//! The forward pass multiplies gathered rows by the weights: the rows of a tap are pointers into
+//! the image, or to a row of zeros outside of it, so nothing is copied. The gradient with respect
+//! to the input is the same product with the turned weights; that with respect to the weights sums
+//! outer products over positions, chunk by chunk.
+
+use std::ops::Range;
 
 use super::{Conv2d, Inputs, sum_groups};
 use crate::cpu::{Cpu, Shared};
-use crate::gather::Gather;
-use crate::gemm::{COLS, OuterProducts, Packed, ROWS, Run, Start};
+use crate::gather::{Gather, Sources};
+use crate::gemm::{OuterProducts, ROWS, Start, Sum};
+use crate::panels::{COLS, Panels, Strips, transpose};
+use crate::scratch::Scratch;
 
 /// Positions whose rows stay in the cache while all taps of a weight gradient pass over them.
-const CHUNK: usize = 512;
+const CHUNK: usize = 256;
 
-/// Input channels of one tile of a weight gradient.
-const C_IN_TILE: usize = 4 * ROWS;
+/// Multiply-adds per weight above which packing pays: below, it takes as long as the product.
+const PACK_FROM: usize = 512;
 
 impl Conv2d {
     /// See [`Conv2d::forward`].
     pub(super) fn gemm_forward(&self, inputs: Inputs<'_>, y: &mut [f32], cpu: Cpu) {
         let k = self.n_taps() * self.c_in;
-        let packed = Packed::from_rows(inputs.weight, k, self.c_out, self.c_out);
+        let n_positions = self.n * self.out_h() * self.out_w();
+        let in_place = Panels::in_place(inputs.weight, k, self.c_out);
+        let panels = in_place
+            .filter(|_| n_positions < PACK_FROM)
+            .unwrap_or_else(|| {
+                let row = |i: usize| &inputs.weight[i * self.c_out..][..self.c_out];
+                Panels::from_rows(k, self.c_out, row, cpu)
+            });
         let gather = Gather {
             n: self.n,
             image: [self.h, self.w],
@@ -31,14 +42,12 @@ impl Conv2d {
             padding: self.padding.map(|padding| padding as isize),
             dilation: 1,
         };
-        gather.multiply(
-            inputs.x,
-            &packed,
-            Start::Bias(inputs.bias),
-            inputs.residual,
-            y,
-            cpu,
-        );
+        let from = Sources {
+            x: inputs.x,
+            start: Start::Bias(inputs.bias),
+            residual: inputs.residual,
+        };
+        gather.multiply(from, &panels, y, cpu);
     }
 
     /// See [`Conv2d::backward_input`].
@@ -51,19 +60,6 @@ impl Conv2d {
     ) {
         // The input gradient is a convolution of the output's, spread by the stride, with the
         // filter turned by 180 degrees and its channels exchanged.
-        let n_taps = self.n_taps();
-        let mut packed = Packed::zeros(n_taps * self.c_out, self.c_in);
-        for (tap, slice) in weight
-            .chunks_exact((self.c_in * self.c_out).max(1))
-            .enumerate()
-        {
-            packed.set_columns(
-                (n_taps - 1 - tap) * self.c_out,
-                self.c_out,
-                slice,
-                self.c_out,
-            );
-        }
         let gather = Gather {
             n: self.n,
             image: [self.out_h(), self.out_w()],
@@ -74,7 +70,24 @@ impl Conv2d {
             padding: [0, 1].map(|i| self.kernel[i] as isize - 1 - self.padding[i] as isize),
             dilation: self.stride,
         };
-        gather.multiply(d_y, &packed, Start::Zero, None, d_x, cpu);
+        let from = Sources {
+            x: d_y,
+            start: Start::Zero,
+            residual: None,
+        };
+        gather.multiply(from, &self.turned(weight, cpu), d_x, cpu);
+    }
+
+    /// The weights of the input gradient, `[taps in reverse, C_out] x [C_in]`.
+    fn turned(&self, weight: &[f32], cpu: Cpu) -> Panels<'static> {
+        let (n_taps, c_out) = (self.n_taps(), self.c_out);
+        Panels::pack(n_taps * c_out, self.c_in, cpu.threads, |columns, panel| {
+            for (tap, panel) in panel.chunks_exact_mut((c_out * COLS).max(1)).enumerate() {
+                let weight = &weight[(n_taps - 1 - tap) * self.c_in * c_out..];
+                let columns = columns.clone().map(|c_in| &weight[c_in * c_out..][..c_out]);
+                transpose(columns, panel);
+            }
+        })
     }
 
     /// See [`Conv2d::backward_weight`].
@@ -83,91 +96,160 @@ impl Conv2d {
         x: &[f32],
         d_y: &[f32],
         d_weight: &mut [f32],
+        d_bias: &mut [f32],
         cpu: Cpu,
     ) {
-        if d_weight.is_empty() {
+        let n_positions = self.n * self.out_h() * self.out_w();
+        if self.c_out == 0 {
             return;
         }
-        let (padded, d_y_stride) = pad_columns(d_y, self.c_out);
-        let d_y = padded.as_deref().unwrap_or(d_y);
-        let n_rows = self.n * self.out_h();
-        let n_groups = self.weight_groups().min(n_rows).max(1);
-        let rows_per_group = n_rows.div_ceil(n_groups);
-        let mut partial = vec![0.0; n_groups * d_weight.len()];
-        let shared = Shared::new(&mut partial);
-        let n_c_tiles = self.c_in.div_ceil(C_IN_TILE);
-        cpu.threads.for_each(n_groups * n_c_tiles, |tile| {
-            let (group, c) = (tile / n_c_tiles, tile % n_c_tiles * C_IN_TILE);
-            let n_c = C_IN_TILE.min(self.c_in - c);
-            let rows =
-                (group * rows_per_group).min(n_rows)..((group + 1) * rows_per_group).min(n_rows);
-            let rows_per_chunk = (CHUNK / self.out_w().max(1)).max(1);
-            for first in rows.clone().step_by(rows_per_chunk) {
-                let chunk = first..(first + rows_per_chunk).min(rows.end);
-                for tap in 0..self.n_taps() {
-                    let runs = self.runs(&x[c..], d_y, d_y_stride, tap, chunk.clone());
-                    let start = ((group * self.n_taps() + tap) * self.c_in + c) * self.c_out;
-                    // SAFETY: (group, tap, channels) of different tiles are disjoint, and so are
-                    // the taps of one tile.
-                    let out = unsafe { shared.tile(start, n_c * self.c_out) };
-                    let sums = OuterProducts {
-                        runs: &runs,
-                        a_stride: self.stride * self.c_in,
-                        b_stride: d_y_stride,
-                        out,
-                        out_stride: self.c_out,
-                        n_rows: n_c,
-                        n_cols: self.c_out,
-                    };
-                    // SAFETY: `runs` stay inside both images, and rows of `d_y` are padded.
-                    unsafe { sums.run(cpu.isa) };
-                }
-            }
-        });
-        sum_groups(partial.chunks_exact(d_weight.len()), d_weight);
+        let n_groups = self.weight_groups(n_positions);
+        let tiles = WeightTiles {
+            conv: self,
+            x,
+            d_y,
+            positions_per_group: n_positions.div_ceil(n_groups).next_multiple_of(CHUNK),
+            c_in_per_tile: self.c_in_per_tile(n_groups, cpu),
+        };
+        if n_groups == 1 {
+            return tiles.run(1, d_weight, d_bias, cpu);
+        }
+        let mut partial_weight = Scratch::new(n_groups * d_weight.len());
+        let mut partial_bias = Scratch::new(n_groups * d_bias.len());
+        tiles.run(n_groups, &mut partial_weight, &mut partial_bias, cpu);
+        sum_groups(&partial_weight, d_weight, cpu);
+        sum_groups(&partial_bias, d_bias, cpu);
     }
 
-    /// For some output rows (over all images): where the input of `tap` and `d_y` run side by side.
-    fn runs(
-        &self,
-        x: &[f32],
-        d_y: &[f32],
-        d_y_stride: usize,
-        tap: usize,
-        rows: std::ops::Range<usize>,
-    ) -> Vec<Run> {
-        let (out_h, out_w) = (self.out_h(), self.out_w());
-        let (ky, kx) = (tap / self.kernel[1], tap % self.kernel[1]);
-        let std::ops::Range { start: first, end } = self.columns(kx);
-        let mut runs = Vec::with_capacity(rows.len());
-        for row in rows {
-            let (image, oy) = (row / out_h, row % out_h);
-            let Some(iy) = (oy * self.stride + ky).checked_sub(self.padding[0]) else {
-                continue;
-            };
-            if iy >= self.h || first >= end {
-                continue;
-            }
-            let ix = first * self.stride + kx - self.padding[1];
-            runs.push(Run {
-                a: x[((image * self.h + iy) * self.w + ix) * self.c_in..].as_ptr(),
-                b: d_y[(row * out_w + first) * d_y_stride..].as_ptr(),
-                len: end - first,
-            });
-        }
-        runs
+    /// Input channels of one tile of a weight gradient: as many as leave each thread a few tiles
+    /// and the sums in the cache. Changes no bit.
+    fn c_in_per_tile(&self, n_groups: usize, cpu: Cpu) -> usize {
+        const CACHED: usize = 1 << 17;
+        let tiles_per_group = (2 * cpu.threads.count()).div_ceil(n_groups);
+        let cached = (CACHED / self.c_out).clamp(2 * ROWS, 256);
+        self.c_in
+            .div_ceil(tiles_per_group)
+            .clamp(1, cached)
+            .next_multiple_of(ROWS)
     }
 }
 
-/// Rows of `n` columns padded to whole panels, if they are not whole already, and their stride.
-fn pad_columns(rows: &[f32], n: usize) -> (Option<Vec<f32>>, usize) {
-    let stride = n.next_multiple_of(COLS);
-    if stride == n {
-        return (None, n);
+/// How the sums of a weight gradient are cut.
+struct WeightTiles<'a> {
+    conv: &'a Conv2d,
+    x: &'a [f32],
+    d_y: &'a [f32],
+    positions_per_group: usize,
+    c_in_per_tile: usize,
+}
+
+impl WeightTiles<'_> {
+    /// Writes each group's `[n_groups, taps, C_in, C_out]` and `[n_groups, C_out]`.
+    fn run(&self, n_groups: usize, d_weight: &mut [f32], d_bias: &mut [f32], cpu: Cpu) {
+        let n_c_tiles = self.conv.c_in.div_ceil(self.c_in_per_tile).max(1);
+        let (d_weight, d_bias) = (Shared::new(d_weight), Shared::new(d_bias));
+        let conv = self.conv;
+        let n_positions = conv.n * conv.out_h() * conv.out_w();
+        cpu.threads.for_each(n_groups * n_c_tiles, |tile| {
+            let (group, c) = (tile / n_c_tiles, tile % n_c_tiles * self.c_in_per_tile);
+            let n_c = self.c_in_per_tile.min(conv.c_in - c);
+            let start = group * self.positions_per_group;
+            let end = (start + self.positions_per_group).min(n_positions);
+            let mut sum = Sum::Set;
+            // At least one chunk, even if it is empty: it writes zeros.
+            let mut first = start.min(end);
+            loop {
+                let chunk = first..(first + CHUNK).min(end);
+                let rows = &self.d_y[chunk.start * conv.c_out..chunk.end * conv.c_out];
+                let row = |i: usize| Some(&rows[i * conv.c_out..][..conv.c_out]);
+                let b = Strips::<COLS>::pack(chunk.len(), conv.c_out, row, cpu.isa);
+                if c == 0 {
+                    // SAFETY: each group has its own sums, and one tile with these channels.
+                    let d_bias = unsafe { d_bias.tile(group * conv.c_out, conv.c_out) };
+                    add_rows(rows, sum, d_bias, cpu);
+                }
+                for tap in 0..conv.n_taps() {
+                    let a = self.inputs(tap, c..c + n_c, chunk.clone(), cpu);
+                    let start = ((group * conv.n_taps() + tap) * conv.c_in + c) * conv.c_out;
+                    // SAFETY: (group, tap, channels) of different tiles are disjoint, and so are
+                    // the taps of one tile.
+                    let out = unsafe { d_weight.tile(start, n_c * conv.c_out) };
+                    let sums = OuterProducts {
+                        a: &a,
+                        b: &b,
+                        sum,
+                        out,
+                        n_cols: conv.c_out,
+                    };
+                    sums.run(cpu.isa);
+                }
+                sum = Sum::Add;
+                first = chunk.end;
+                if first >= end {
+                    break;
+                }
+            }
+        });
     }
-    let mut padded = vec![0.0; rows.len() / n * stride];
-    for (into, from) in padded.chunks_exact_mut(stride).zip(rows.chunks_exact(n)) {
-        into[..n].copy_from_slice(from);
+
+    /// Some channels of what a tap sees from each of some output positions.
+    fn inputs(
+        &self,
+        tap: usize,
+        channels: Range<usize>,
+        positions: Range<usize>,
+        cpu: Cpu,
+    ) -> Strips<'static, ROWS> {
+        let conv = self.conv;
+        let (n_positions, n_c) = (positions.len(), channels.len());
+        let channels = &channels;
+        if conv.kernel == [1, 1] && conv.stride == 1 && conv.padding == [0, 0] {
+            let x = &self.x[positions.start * conv.c_in..];
+            let row = |i: usize| Some(&x[i * conv.c_in..][channels.clone()]);
+            return Strips::pack(n_positions, n_c, row, cpu.isa);
+        }
+        let sources: Vec<_> = positions
+            .map(|position| conv.source(tap, position))
+            .collect();
+        let row = |i: usize| Some(&self.x[sources[i]? * conv.c_in..][channels.clone()]);
+        Strips::pack(n_positions, n_c, row, cpu.isa)
     }
-    (Some(padded), stride)
+}
+
+impl Conv2d {
+    /// Which position of all images `tap` sees from an output position, if it lies in the image.
+    fn source(&self, tap: usize, position: usize) -> Option<usize> {
+        let (out_h, out_w) = (self.out_h(), self.out_w());
+        let (row, ox) = (position / out_w, position % out_w);
+        let (image, oy) = (row / out_h, row % out_h);
+        let iy = (oy * self.stride + tap / self.kernel[1]).checked_sub(self.padding[0])?;
+        let ix = (ox * self.stride + tap % self.kernel[1]).checked_sub(self.padding[1])?;
+        (iy < self.h && ix < self.w).then_some((image * self.h + iy) * self.w + ix)
+    }
+}
+
+/// Adds up rows as long as `sums`, in four interleaved parts that hide the latency of an addition.
+fn add_rows(rows: &[f32], sum: Sum, sums: &mut [f32], cpu: Cpu) {
+    if sum == Sum::Set {
+        sums.fill(0.0);
+    }
+    cpu.isa.vectorize(
+        #[inline(always)]
+        || {
+            let quads = rows.chunks_exact(4 * sums.len());
+            let rest = quads.remainder();
+            for quad in quads {
+                let (ab, cd) = quad.split_at(2 * sums.len());
+                let ((a, b), (c, d)) = (ab.split_at(sums.len()), cd.split_at(sums.len()));
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum += (a[i] + b[i]) + (c[i] + d[i]);
+                }
+            }
+            for row in rest.chunks_exact(sums.len()) {
+                for (sum, value) in sums.iter_mut().zip(row) {
+                    *sum += value;
+                }
+            }
+        },
+    );
 }
