@@ -2,6 +2,7 @@
 
 mod depthwise;
 mod gemm;
+pub mod winograd;
 
 use crate::cpu::{Cpu, Precision, Shared};
 

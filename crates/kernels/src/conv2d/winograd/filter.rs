@@ -1,0 +1,190 @@
+//! The filters of a convolution and their transforms.
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+
+use super::product::COLS;
+use super::scratch::LINE;
+use super::transform::{self, IN, POSITIONS, TAPS};
+
+/// The weights of a convolution, `[3, 3, C_in, C_out]`, as it multiplies by them.
+#[derive(Clone, Copy)]
+pub(super) struct Filter<'a> {
+    pub(super) weight: &'a [f32],
+    pub(super) c_in: usize,
+    pub(super) c_out: usize,
+    pub(super) direction: Direction,
+}
+
+/// Which convolution the weights are used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// That of the forward pass.
+    Forward,
+    /// That of the input's gradient: turned by 180 degrees, channels exchanged.
+    Turned,
+}
+
+/// Channels of a staged block in each direction.
+const STAGE: usize = LINE;
+
+/// `[tap, depth, column]`.
+type Staged = [[[f32; STAGE]; STAGE]; TAPS * TAPS];
+
+impl Filter<'_> {
+    /// Channels that are summed over.
+    pub(super) fn depth(&self) -> usize {
+        match self.direction {
+            Direction::Forward => self.c_in,
+            Direction::Turned => self.c_out,
+        }
+    }
+
+    /// Channels of the result.
+    pub(super) fn cols(&self) -> usize {
+        match self.direction {
+            Direction::Forward => self.c_out,
+            Direction::Turned => self.c_in,
+        }
+    }
+
+    /// Copies a block of weights, as the convolution sees them; zeros for columns beyond the last.
+    #[inline(always)]
+    fn stage(&self, depth: Range<usize>, first_col: usize, staged: &mut Staged) {
+        let n_cols = self.cols().saturating_sub(first_col).min(STAGE);
+        if n_cols < STAGE {
+            *staged = [[[0.0; STAGE]; STAGE]; TAPS * TAPS];
+        }
+        for tap in 0..TAPS * TAPS {
+            let row = |c_in| &self.weight[(tap * self.c_in + c_in) * self.c_out..][..self.c_out];
+            match self.direction {
+                Direction::Forward => {
+                    for (into, k) in staged[tap].iter_mut().zip(depth.clone()) {
+                        let row = &row(k)[first_col.min(self.c_out)..];
+                        if let Some(whole) = row.first_chunk::<STAGE>() {
+                            *into = *whole;
+                        } else {
+                            into[..n_cols].copy_from_slice(row);
+                        }
+                    }
+                }
+                Direction::Turned => {
+                    let turned = &mut staged[TAPS * TAPS - 1 - tap];
+                    for col in 0..n_cols {
+                        let row = &row(first_col + col)[depth.clone()];
+                        for (into, &value) in turned.iter_mut().zip(row) {
+                            into[col] = value;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Weights to their values at the points, `G g G^T`: `[36, depth, COLS]`.
+pub(super) struct TransformFilter<'a> {
+    pub(super) filter: Filter<'a>,
+    pub(super) depth: Range<usize>,
+    /// The first column of the panel.
+    pub(super) first_col: usize,
+    /// Starts with the first depth; rows of [`COLS`] elements.
+    pub(super) into: *mut f32,
+    pub(super) position_stride: usize,
+}
+
+impl TransformFilter<'_> {
+    /// The transform.
+    ///
+    /// # Safety
+    /// `into` must be writable for `depth.len()` rows at each position, and be written by nobody
+    /// else.
+    pub(super) unsafe fn run(self, isa: crate::Isa) {
+        isa.dispatch(self);
+    }
+}
+
+impl WithSimd for TransformFilter<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let mut staged = [[[0.0; STAGE]; STAGE]; TAPS * TAPS];
+        for first_k in self.depth.clone().step_by(STAGE) {
+            let depth = first_k..self.depth.end.min(first_k + STAGE);
+            // A panel of which half is live is used in that half only.
+            for half in (0..COLS).step_by(STAGE) {
+                if half > 0 && self.first_col + half >= self.filter.cols() {
+                    break;
+                }
+                self.filter
+                    .stage(depth.clone(), self.first_col + half, &mut staged);
+                for (k, row) in depth.clone().enumerate() {
+                    for first in (0..STAGE).step_by(S::F32_LANES) {
+                        let into = (row - self.depth.start) * COLS + half + first;
+                        let into = self.into.wrapping_add(into);
+                        // SAFETY: the row is writable at each position by the contract of `run`.
+                        unsafe {
+                            transform_weights(
+                                simd,
+                                &staged,
+                                [k, first],
+                                into,
+                                self.position_stride,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One vector of columns at one depth.
+///
+/// # Safety
+/// `into` must be writable for a vector at each position.
+#[inline(always)]
+unsafe fn transform_weights<S: Simd>(
+    simd: S,
+    staged: &Staged,
+    [k, first]: [usize; 2],
+    into: *mut f32,
+    position_stride: usize,
+) {
+    let zero = simd.splat_f32s(0.0);
+    let mut half = [[zero; IN]; TAPS];
+    for y in 0..TAPS {
+        let mut taps = [zero; TAPS];
+        for x in 0..TAPS {
+            let columns = &staged[y * TAPS + x][k][first..first + S::F32_LANES];
+            // SAFETY: the slice holds a vector; any bits are valid.
+            taps[x] = unsafe { columns.as_ptr().cast::<S::f32s>().read_unaligned() };
+        }
+        half[y] = transform::weight(simd, taps);
+    }
+    for j in 0..IN {
+        let mut column = [zero; TAPS];
+        for y in 0..TAPS {
+            column[y] = half[y][j];
+        }
+        let values = transform::weight(simd, column);
+        for i in 0..IN {
+            // SAFETY: writable by contract.
+            unsafe {
+                let into = into.add((i * IN + j) * position_stride);
+                into.cast::<S::f32s>().write_unaligned(values[i]);
+            }
+        }
+    }
+}
+
+/// Distance of two positions of transformed weights: no multiple of 4 KiB, see `Layout`.
+pub(super) fn position_stride(depth: usize) -> usize {
+    depth * COLS + LINE
+}
+
+/// Length of the transformed weights of a panel.
+pub(super) fn panel_len(depth: usize) -> usize {
+    POSITIONS * position_stride(depth)
+}

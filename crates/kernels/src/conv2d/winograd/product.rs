@@ -1,0 +1,300 @@
+//! The products at the 36 positions: small matrices in registers, one panel of columns at a time.
+
+use pulp::{Simd, WithSimd};
+
+use super::transform::POSITIONS;
+use crate::Isa;
+
+/// Columns of a panel. The last one of a matrix may be live in its first half only.
+pub(super) const COLS: usize = 32;
+
+/// Channels side by side in a left operand whose rows are tiles.
+pub(super) const DEPTH_CHUNK: usize = 16;
+
+/// Computed rows are a multiple of this; operands and results have as many.
+pub(super) const ROW_STEP: usize = 4;
+
+/// Where the left operand has row r and depth k.
+#[derive(Clone, Copy)]
+pub(super) enum Rows {
+    /// At `k / 16 * chunk_stride + r * 16 + k % 16`. Rows at constant distances need one address.
+    Chunked { chunk_stride: usize },
+    /// At `k * stride + r`: the transpose of a matrix of `stride` columns.
+    Transposed { stride: usize },
+}
+
+/// What becomes of the sums.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sums {
+    /// They replace what was there.
+    Set,
+    /// Each chain of multiply-adds starts from what was there, as if it had never stopped.
+    Continue,
+    /// They start from zero and are added to what was there: shorter chains are more exact.
+    Add,
+}
+
+/// `c[r][col] (+)= sum over k of a[r][k] * b[k][col]` at each position, for the columns of a panel.
+///
+/// Each sum is one chain of multiply-adds in the order of k, whatever register block it is in.
+pub(super) struct Products<'a> {
+    pub(super) a: &'a [f32],
+    pub(super) a_position: usize,
+    pub(super) rows: Rows,
+    /// Rows of [`COLS`] elements.
+    pub(super) b: &'a [f32],
+    pub(super) b_position: usize,
+    pub(super) c: &'a mut [f32],
+    pub(super) c_position: usize,
+    pub(super) c_row: usize,
+    /// Computed are `n_rows` rounded up to [`ROW_STEP`].
+    pub(super) n_rows: usize,
+    pub(super) depth: usize,
+    /// Half of [`COLS`] or all.
+    pub(super) n_cols: usize,
+    pub(super) sums: Sums,
+}
+
+impl Products<'_> {
+    /// Computes them.
+    pub(super) fn run(self, isa: Isa) {
+        let last_position = POSITIONS - 1;
+        let n_rows = self.n_rows.next_multiple_of(ROW_STEP);
+        let last_k = self.depth.saturating_sub(1);
+        let a_end = match self.rows {
+            Rows::Chunked { chunk_stride } => {
+                last_k / DEPTH_CHUNK * chunk_stride + n_rows * DEPTH_CHUNK
+            }
+            Rows::Transposed { stride } => last_k * stride + n_rows,
+        };
+        assert!(self.n_rows > 0 && (self.n_cols == COLS || self.n_cols == COLS / 2));
+        assert!(self.depth == 0 || last_position * self.a_position + a_end <= self.a.len());
+        let b_end = last_k * COLS + self.n_cols;
+        assert!(self.depth == 0 || last_position * self.b_position + b_end <= self.b.len());
+        let c_end = (n_rows - 1) * self.c_row + self.n_cols;
+        assert!(last_position * self.c_position + c_end <= self.c.len());
+        isa.dispatch(self);
+    }
+
+    /// All positions in register blocks of R1 rows and V vectors; what is left in R2 or R3 rows,
+    /// and in H vectors if half of the panel is live.
+    #[inline(always)]
+    fn positions<
+        S: Simd,
+        const R1: usize,
+        const R2: usize,
+        const R3: usize,
+        const V: usize,
+        const H: usize,
+    >(
+        &mut self,
+        simd: S,
+    ) {
+        match self.rows {
+            Rows::Chunked { chunk_stride } => {
+                let walk = Walk {
+                    chunk: DEPTH_CHUNK,
+                    chunk_stride,
+                    step: 1,
+                };
+                self.walk::<S, R1, R2, R3, V, H, DEPTH_CHUNK>(simd, walk);
+            }
+            Rows::Transposed { stride } => {
+                let walk = Walk {
+                    chunk: self.depth,
+                    chunk_stride: 0,
+                    step: stride,
+                };
+                self.walk::<S, R1, R2, R3, V, H, 1>(simd, walk);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn walk<
+        S: Simd,
+        const R1: usize,
+        const R2: usize,
+        const R3: usize,
+        const V: usize,
+        const H: usize,
+        const ROW: usize,
+    >(
+        &mut self,
+        simd: S,
+        walk: Walk,
+    ) {
+        for position in 0..POSITIONS {
+            let mut row = 0;
+            while row < self.n_rows {
+                let left = self.n_rows - row;
+                // Rows beyond a multiple of R3 are computed and never read.
+                if left > R1 - R3 {
+                    self.block::<S, R1, V, H, ROW>(simd, walk, position, row);
+                    row += R1;
+                } else if left > R2 - R3 {
+                    self.block::<S, R2, V, H, ROW>(simd, walk, position, row);
+                    row += R2;
+                } else {
+                    self.block::<S, R3, V, H, ROW>(simd, walk, position, row);
+                    row += R3;
+                }
+            }
+        }
+    }
+
+    /// R rows of the panel.
+    #[inline(always)]
+    fn block<S: Simd, const R: usize, const V: usize, const H: usize, const ROW: usize>(
+        &mut self,
+        simd: S,
+        walk: Walk,
+        position: usize,
+        row: usize,
+    ) {
+        let mut col = 0;
+        while col < self.n_cols {
+            let a = self
+                .a
+                .as_ptr()
+                .wrapping_add(position * self.a_position + row * ROW);
+            let b = self
+                .b
+                .as_ptr()
+                .wrapping_add(position * self.b_position + col);
+            let c = position * self.c_position + row * self.c_row + col;
+            let c = self.c.as_mut_ptr().wrapping_add(c);
+            let out = Out {
+                c,
+                row: self.c_row,
+                sums: self.sums,
+            };
+            // SAFETY: `run` has checked the last element that any block reads or writes.
+            unsafe {
+                if self.n_cols - col >= V * S::F32_LANES {
+                    registers::<S, R, V, ROW>(simd, [a, b], walk, self.depth, out);
+                    col += V * S::F32_LANES;
+                } else {
+                    registers::<S, R, H, ROW>(simd, [a, b], walk, self.depth, out);
+                    col += H * S::F32_LANES;
+                }
+            }
+        }
+    }
+}
+
+impl WithSimd for Products<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        // R * V sums, V columns and one broadcast fit the registers: 32 of them, 16 for AVX2.
+        match S::F32_LANES {
+            16 => self.positions::<S, 12, 8, 4, 2, 1>(simd),
+            8 => self.positions::<S, 6, 4, 2, 2, 2>(simd),
+            4 => self.positions::<S, 6, 4, 2, 4, 4>(simd),
+            _ => self.positions::<S, 1, 1, 1, 16, 16>(simd),
+        }
+    }
+}
+
+/// How the left operand's pointer moves with the depth.
+#[derive(Clone, Copy)]
+struct Walk {
+    chunk: usize,
+    chunk_stride: usize,
+    step: usize,
+}
+
+/// Where a register block goes.
+#[derive(Clone, Copy)]
+struct Out {
+    c: *mut f32,
+    row: usize,
+    sums: Sums,
+}
+
+/// A block of R rows and V vectors of sums.
+///
+/// # Safety
+/// `a` must be readable for R rows and `b` for V vectors at every depth; `out` writable for R rows
+/// of V vectors.
+#[expect(
+    clippy::needless_range_loop,
+    reason = "constant bounds keep sums in registers"
+)]
+#[inline(always)]
+unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
+    simd: S,
+    [a, b]: [*const f32; 2],
+    walk: Walk,
+    depth: usize,
+    out: Out,
+) {
+    let (mut a_chunk, mut b) = (a, b);
+    let mut start = [[simd.splat_f32s(0.0); V]; R];
+    if out.sums == Sums::Continue {
+        for r in 0..R {
+            // SAFETY: readable by contract.
+            start[r] = unsafe { read::<S, V>(out.c.add(r * out.row)) };
+        }
+    }
+    // A copy of its own, touched by short loops alone: it stays in registers.
+    let mut acc = [[simd.splat_f32s(0.0); V]; R];
+    copy(&start, &mut acc);
+    let mut left = depth;
+    while left > 0 {
+        let n = left.min(walk.chunk);
+        let mut a = a_chunk;
+        for _ in 0..n {
+            // SAFETY: readable by contract.
+            unsafe {
+                let columns = read::<S, V>(b);
+                for r in 0..R {
+                    let value = simd.splat_f32s(*a.add(r * ROW));
+                    for v in 0..V {
+                        acc[r][v] = simd.mul_add_e_f32s(value, columns[v], acc[r][v]);
+                    }
+                }
+            }
+            b = b.wrapping_add(COLS);
+            a = a.wrapping_add(walk.step);
+        }
+        a_chunk = a_chunk.wrapping_add(walk.chunk_stride);
+        left -= n;
+    }
+    let mut done = start;
+    copy(&acc, &mut done);
+    for r in 0..R {
+        // SAFETY: writable by contract.
+        unsafe {
+            let c = out.c.add(r * out.row);
+            if out.sums == Sums::Add {
+                let before = read::<S, V>(c);
+                for v in 0..V {
+                    done[r][v] = simd.add_f32s(before[v], done[r][v]);
+                }
+            }
+            c.cast::<[S::f32s; V]>().write_unaligned(done[r]);
+        }
+    }
+}
+
+/// Copies an array of vectors element by element.
+#[inline(always)]
+fn copy<T: Copy, const R: usize, const V: usize>(from: &[[T; V]; R], into: &mut [[T; V]; R]) {
+    for r in 0..R {
+        for v in 0..V {
+            into[r][v] = from[r][v];
+        }
+    }
+}
+
+/// V vectors from unaligned memory.
+///
+/// # Safety
+/// `from` must be readable for V vectors.
+#[inline(always)]
+unsafe fn read<S: Simd, const V: usize>(from: *const f32) -> [S::f32s; V] {
+    // SAFETY: readable by contract; vectors of f32 have no invalid bit patterns.
+    unsafe { from.cast::<[S::f32s; V]>().read_unaligned() }
+}
