@@ -7,6 +7,7 @@
 
 mod convolve;
 mod filter;
+mod gradient;
 mod product;
 mod scratch;
 mod tile;
@@ -16,6 +17,7 @@ use super::Conv2d;
 use crate::cpu::Cpu;
 use convolve::Convolution;
 use filter::{Direction, Filter};
+use gradient::WeightGradient;
 use tile::Tiles;
 
 /// Whether a convolution is one of 3×3 taps that keeps the size of its images.
@@ -154,6 +156,20 @@ pub fn backward_weight(
     cpu: Cpu,
 ) {
     check(conv, x.len(), d_weight.len(), d_y.len());
-    conv.backward_weight(x, d_y, d_weight, cpu);
-    conv.backward_bias(d_y, d_bias, cpu);
+    assert_eq!(d_bias.len(), conv.c_out);
+    let gradient = WeightGradient {
+        tiles: tiles(conv),
+        x,
+        c_in: conv.c_in,
+        d_y,
+        c_out: conv.c_out,
+    };
+    if d_y.is_empty() || d_weight.is_empty() {
+        d_weight.fill(0.0);
+        conv.backward_bias(d_y, d_bias, cpu);
+    } else if std::env::var_os("W_DEEP").map_or(conv.c_in * conv.c_out >= 1 << 16, |x| x == "1") {
+        gradient.by_blocks(d_weight, d_bias, cpu);
+    } else {
+        gradient.by_tiles(d_weight, d_bias, cpu);
+    }
 }

@@ -168,7 +168,7 @@ impl<'a> Planes<'a> {
 /// # Safety
 /// `from` must be readable for `n` floats, at most a vector.
 #[inline(always)]
-unsafe fn load<S: Simd>(simd: S, from: *const f32, n: usize) -> S::f32s {
+pub(super) unsafe fn load<S: Simd>(simd: S, from: *const f32, n: usize) -> S::f32s {
     // SAFETY: readable by contract; vectors of f32 have no invalid bit patterns.
     unsafe {
         if n == S::F32_LANES {
@@ -184,7 +184,7 @@ unsafe fn load<S: Simd>(simd: S, from: *const f32, n: usize) -> S::f32s {
 /// # Safety
 /// `into` must be writable for `n` floats, at most a vector.
 #[inline(always)]
-unsafe fn store<S: Simd>(simd: S, values: S::f32s, into: *mut f32, n: usize) {
+pub(super) unsafe fn store<S: Simd>(simd: S, values: S::f32s, into: *mut f32, n: usize) {
     // SAFETY: writable by contract.
     unsafe {
         if n == S::F32_LANES {
@@ -281,6 +281,108 @@ unsafe fn transform_input<S: Simd>(
                 out.cast::<S::f32s>().write_unaligned(values[i]);
             }
         }
+    }
+}
+
+/// Output gradients of tiles, zero outside of the images, to their values at the points: `A g A^T`.
+pub(super) struct TransformGradient<'a> {
+    pub(super) tiles: Tiles,
+    /// `[N, H, W, channels]`.
+    pub(super) d_y: &'a [f32],
+    pub(super) channels: usize,
+    pub(super) range: Range<usize>,
+    pub(super) into: &'a Planes<'a>,
+    /// Where the first tile goes.
+    pub(super) slot: usize,
+    /// The sum over all positions is added to this; whole vectors of channels.
+    pub(super) bias: &'a mut [f32],
+}
+
+impl WithSimd for TransformGradient<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        assert_eq!(self.into.n_channels, self.channels);
+        assert!(self.bias.len() >= self.channels.next_multiple_of(LINE));
+        let bias = self.bias.as_mut_ptr();
+        for (tile, slot) in self.range.clone().zip(self.slot..) {
+            let mut sources = [std::ptr::null(); OUT * OUT];
+            self.tiles.for_each_position::<OUT>(
+                tile,
+                0,
+                #[inline(always)]
+                |idx, position| {
+                    let channels = &self.d_y[position * self.channels..][..self.channels];
+                    sources[idx] = channels.as_ptr();
+                },
+            );
+            self.into.for_each_vector(
+                slot,
+                S::F32_LANES,
+                #[inline(always)]
+                |channels, out| {
+                    // SAFETY: each source is null or has all channels; `bias` has whole vectors;
+                    // `into` has room for a vector at each position by the contract of
+                    // `for_each_vector`.
+                    unsafe {
+                        let bias = bias.add(channels.start);
+                        transform_gradient(simd, &sources, &channels, out, bias, &self.into.layout);
+                    }
+                },
+            );
+        }
+    }
+}
+
+/// One vector of channels of one tile.
+///
+/// # Safety
+/// Each source must be null or readable for `channels`, `bias` readable and writable for a vector,
+/// `out` writable for one at each position.
+#[inline(always)]
+unsafe fn transform_gradient<S: Simd>(
+    simd: S,
+    sources: &[*const f32; OUT * OUT],
+    channels: &Range<usize>,
+    out: *mut f32,
+    bias: *mut f32,
+    layout: &Layout,
+) {
+    let zero = simd.splat_f32s(0.0);
+    let mut half = [[zero; IN]; OUT];
+    let mut sum = zero;
+    for i in 0..OUT {
+        let mut g = [zero; OUT];
+        for j in 0..OUT {
+            let source = sources[i * OUT + j];
+            if !source.is_null() {
+                // SAFETY: readable by contract.
+                g[j] = unsafe { load(simd, source.add(channels.start), channels.len()) };
+            }
+        }
+        let pairs = [simd.add_f32s(g[0], g[1]), simd.add_f32s(g[2], g[3])];
+        sum = simd.add_f32s(sum, simd.add_f32s(pairs[0], pairs[1]));
+        half[i] = transform::output_gradient(simd, g);
+    }
+    for j in 0..IN {
+        let mut column = [zero; OUT];
+        for i in 0..OUT {
+            column[i] = half[i][j];
+        }
+        let values = transform::output_gradient(simd, column);
+        for i in 0..IN {
+            // SAFETY: writable by contract.
+            unsafe {
+                let out = out.add((i * IN + j) * layout.position_stride);
+                out.cast::<S::f32s>().write_unaligned(values[i]);
+            }
+        }
+    }
+    // SAFETY: readable and writable by contract.
+    unsafe {
+        let before = bias.cast::<S::f32s>().read_unaligned();
+        let after = simd.add_f32s(before, sum);
+        bias.cast::<S::f32s>().write_unaligned(after);
     }
 }
 
