@@ -22,9 +22,9 @@ fn conv(n: usize, [h, w]: [usize; 2], [c_in, c_out]: [usize; 2]) -> Conv2d {
         w,
         c_in,
         c_out,
-        kernel: 3,
+        kernel: [3, 3],
         stride: 1,
-        padding: 1,
+        padding: [1, 1],
     }
 }
 
