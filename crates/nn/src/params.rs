@@ -1,7 +1,7 @@
 //! Named parameters: created in the reference's order, stored in the engine's layout, read and
 //! written in the reference's.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::{Error, Result};
 
@@ -182,6 +182,7 @@ pub struct Builder<'a, 'i> {
     params: &'a mut Params,
     initializer: &'a mut Initializer<'i>,
     device: &'a Device,
+    dtype: DType,
     path: String,
 }
 
@@ -196,8 +197,14 @@ impl<'a, 'i> Builder<'a, 'i> {
             params,
             initializer,
             device,
+            dtype: DType::F32,
             path: String::new(),
         }
+    }
+
+    /// The same builder with parameters of another type, such as f64 to measure rounding against.
+    pub fn with_dtype(self, dtype: DType) -> Self {
+        Self { dtype, ..self }
     }
 
     /// A builder for names below `name`, which may itself be a path such as `out.0`.
@@ -207,6 +214,7 @@ impl<'a, 'i> Builder<'a, 'i> {
             params: self.params,
             initializer: self.initializer,
             device: self.device,
+            dtype: self.dtype,
             path,
         }
     }
@@ -237,7 +245,7 @@ impl<'a, 'i> Builder<'a, 'i> {
         }
         let mut values = vec![0.0; reference_shape.iter().product()];
         (self.initializer)(self.params.len(), init, &mut values);
-        let value = Tensor::from_vec(values, reference_shape, self.device)?;
+        let value = Tensor::from_vec(values, reference_shape, self.device)?.to_dtype(self.dtype)?;
         let var = Var::from_tensor(&kind.engine_from_reference(&value)?)?;
         self.params.0.push(Param {
             name,

@@ -8,7 +8,7 @@ mod config;
 
 use std::rc::Rc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use block::{AttentionBlock, Downsample, ResBlock, ResBlockSize, Resampling, Upsample};
 pub use block::{Dropout, DropoutSite};
@@ -44,6 +44,7 @@ pub struct UNet {
     out_norm: GroupNorm,
     out_conv: Conv2d,
     device: Device,
+    dtype: DType,
 }
 
 /// What the network is asked about.
@@ -65,10 +66,23 @@ impl UNet {
     /// # Errors
     /// [`Error::Config`] if the sizes do not fit together.
     pub fn new(config: UNetConfig, initializer: &mut Initializer<'_>) -> Result<Self> {
+        Self::with_dtype(config, initializer, DType::F32)
+    }
+
+    /// A network of another type. In f64 it runs on plain candle operations: slow, and exact enough
+    /// to measure the rounding of the fast one.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn with_dtype(
+        config: UNetConfig,
+        initializer: &mut Initializer<'_>,
+        dtype: DType,
+    ) -> Result<Self> {
         config.check()?;
         let device = Device::Cpu;
         let mut params = Params::default();
-        let mut root = Builder::new(&mut params, initializer, &device);
+        let mut root = Builder::new(&mut params, initializer, &device).with_dtype(dtype);
         let (channels, embed_channels) = (config.channels, config.embed_channels());
         let time_embed = [
             Linear::new(
@@ -116,6 +130,7 @@ impl UNet {
             out_norm,
             out_conv,
             device,
+            dtype,
         })
     }
 
@@ -162,6 +177,7 @@ impl UNet {
         let frequencies = timestep_embedding(t, self.config.channels);
         let shape = (t.len(), self.config.channels);
         let frequencies = Tensor::from_vec(frequencies, shape, &self.device)?;
+        let frequencies = frequencies.to_dtype(self.dtype)?;
         let hidden = silu(&first.forward(&tape.constant(&frequencies))?)?;
         let embedding = second.forward(&hidden)?;
         let n_classes = self.config.n_classes;
