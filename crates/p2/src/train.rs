@@ -31,6 +31,7 @@ pub use run::{Outcome, Setup, train};
 
 use crate::config::Run;
 use crate::data::{Batch, Loader};
+use crate::fault;
 use crate::model::{Model, Noised};
 
 /// A run in memory.
@@ -70,6 +71,7 @@ impl Trainer {
             let Some(batch) = self.loader.next_batch()? else {
                 break;
             };
+            fault::point("train.step");
             let mut report = self.step(&batch)?;
             report.seconds = started.elapsed().as_secs_f64();
             observer.after_step(self, &report)?;

@@ -8,7 +8,8 @@ use p2_diffusion::{Objective, Stage};
 use serde_json::{Map, Value, json};
 
 use super::held_out::{self, StageErrors};
-use super::{Clock, Interval, LinearDenoiser, StepReport, Trainer};
+use super::linear_denoiser::Fitting;
+use super::{Clock, Interval, StepReport, Trainer};
 use crate::checkpoint::{self, Position, Retention};
 use crate::data::Dataset;
 use crate::model::Model;
@@ -30,8 +31,8 @@ pub(crate) struct Observer<'a> {
     pub(super) averaged: Model,
     /// What images, held-out losses and their mark are computed with, unweighted.
     pub(super) objective: Objective,
-    /// `None` if there are no held-out losses: it takes a look at all images.
-    pub(super) linear: Option<LinearDenoiser>,
+    /// `None` if there are no held-out losses.
+    pub(super) linear: Option<Fitting>,
     pub(super) metrics: Metrics,
     pub(super) events: EventWriter,
     pub(super) progress: Progress,
@@ -130,6 +131,12 @@ impl Means {
 /// In the order of [`Stage::ALL`].
 const STAGE_NAMES: [&str; 3] = ["clean_up", "content", "coarse"];
 
+/// An error if the user wants to stop.
+fn go_on(stop: &Stop) -> anyhow::Result<()> {
+    anyhow::ensure!(stop.requested().is_none(), "stopped");
+    Ok(())
+}
+
 impl Observer<'_> {
     /// Seconds to keep free before a deadline for the last held-out loss and pictures: as long as
     /// the last ones took, or guessed from the speed of training, whose backward pass takes twice
@@ -138,7 +145,8 @@ impl Observer<'_> {
         let forward_secs = self.image_secs / 3.0;
         let (train, sample) = (&trainer.run.train, &trainer.run.sample);
         let mut seconds = 0.0;
-        if self.linear.is_some() {
+        if let Some(linear) = &self.linear {
+            seconds += linear.secs_left();
             let n_forward = 3 * held_out::n_images(&self.dataset);
             seconds += self
                 .held_out_secs
@@ -149,12 +157,6 @@ impl Observer<'_> {
             seconds += self.grid_secs.unwrap_or(forward_secs * n_forward as f64);
         }
         seconds
-    }
-
-    /// An error if the user wants to stop.
-    fn go_on(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.stop.requested().is_none(), "stopped");
-        Ok(())
     }
 
     /// Notes a step, and does what has come due.
@@ -234,25 +236,15 @@ impl Observer<'_> {
 
     /// Held-out losses of the averaged weights, beside the best linear denoiser of single pixels.
     pub(super) fn evaluate(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
-        let Some(linear) = &self.linear else {
+        if self.linear.is_none() {
             return Ok(());
-        };
+        }
         let started = Instant::now();
         self.average(trainer)?;
-        let batch_size = trainer.run.train.micro_batch_size;
-        let go_on = || self.go_on();
-        let errors = held_out::evaluate(
-            (&self.averaged, &self.objective),
-            &self.dataset,
-            batch_size,
-            &go_on,
-        );
-        let errors = match errors {
+        let (errors, linear) = match self.held_out_and_linear(trainer) {
             Err(_) if self.stop.requested().is_some() => return Ok(()),
             errors => errors?,
         };
-        let schedule = self.averaged.schedule();
-        let linear = StageErrors::try_new(|stage| Ok(linear.mse_eps(schedule, stage)))?;
         self.printer.note(format_args!(
             "held-out error on the noise at {} images (best linear denoiser of single pixels): \
              clean-up {:.4} ({:.4}), content {:.4} ({:.4}), coarse {:.5} ({:.5})",
@@ -277,6 +269,25 @@ impl Observer<'_> {
         self.held_out = Some(errors);
         self.held_out_secs = Some(started.elapsed().as_secs_f64());
         self.write(trainer.clock, record)
+    }
+
+    /// The held-out errors of the averaged weights and of the best linear denoiser.
+    fn held_out_and_linear(
+        &mut self,
+        trainer: &Trainer,
+    ) -> anyhow::Result<(StageErrors, StageErrors)> {
+        let stop = self.stop.clone();
+        let go_on = || go_on(&stop);
+        let errors = held_out::evaluate(
+            (&self.averaged, &self.objective),
+            &self.dataset,
+            trainer.run.train.micro_batch_size,
+            &go_on,
+        )?;
+        let linear = self.linear.as_mut().context("nothing is held out")?;
+        let (linear, schedule) = (linear.wait(&go_on)?, self.averaged.schedule());
+        let linear = StageErrors::try_new(|stage| Ok(linear.mse_eps(schedule, stage)))?;
+        Ok((errors, linear))
     }
 
     /// Draws the same noise as always with the averaged weights.
@@ -318,7 +329,7 @@ impl Observer<'_> {
         );
         for first in (0..n).step_by(batch_size as usize) {
             let images = first..(first + batch_size).min(n);
-            let drawn = draw(&self.averaged, images, &options, || self.go_on())?;
+            let drawn = draw(&self.averaged, images, &options, || go_on(&self.stop))?;
             pixels.extend(drawn.flatten_all()?.to_vec1::<f32>()?);
         }
         Ok(pixels)

@@ -9,8 +9,9 @@ use p2_nn::{AdamW, Cpu};
 use serde::Serialize;
 
 use super::held_out::StageErrors;
+use super::linear_denoiser::Fitting;
 use super::observer::{Means, Observer};
-use super::{Clock, Limits, LinearDenoiser, Trainer};
+use super::{Clock, Limits, Trainer};
 use crate::checkpoint::{self, Found};
 use crate::cli::Start;
 use crate::config::{Change, Run, changes};
@@ -87,6 +88,7 @@ pub fn train(
     observer.tell_skipped();
     trainer.run(&mut observer, &limits)?;
     finish(&trainer, &mut observer, &limits)?;
+    observer.tell_skipped();
     observer.progress.finish();
     let Clock {
         images_seen, step, ..
@@ -256,9 +258,7 @@ impl<'a> Observer<'a> {
             dataset: Arc::clone(dataset),
             objective: averaged.objective(&trainer.run)?,
             averaged,
-            linear: is_measured
-                .then(|| LinearDenoiser::fit(dataset))
-                .transpose()?,
+            linear: is_measured.then(|| Fitting::start(dataset)).transpose()?,
             metrics: Metrics::open(&run_dir.metrics(), from)?,
             events: EventWriter::create(&run_dir.tensorboard(), from)?,
             progress: Progress::new(printer, Course { from, to, deadline }),

@@ -58,10 +58,11 @@ fn a_run_killed_while_it_saves_ends_with_the_same_bits() {
 
 #[test]
 fn a_run_killed_within_a_step_ends_with_the_same_bits() {
-    // A step passes `train.loss` twice, once for each micro-batch, and `train.gradient` once for
-    // each parameter.
+    // A step passes `train.step` before it begins, `train.loss` twice, once for each micro-batch, and
+    // `train.gradient` once for each parameter.
     let project = project_with_reference();
     let planned = [
+        "train.step:1",
         "train.loss:1",
         "train.loss:2",
         "train.loss:8",
