@@ -1,10 +1,11 @@
 //! Images from files: found, checked, split, decoded, and served as the pixels of a run.
 //!
-//! Reading order is the order of the data: `source` lists files (`folder`, `archive`, `bundled`),
-//! `check` drops those that cannot be images, `classes` and `split` sort the rest, `decode` (`jpeg`)
+//! Reading order is the order of the data: `source` lists files (`folder`, `archive`, `bundled`) and
+//! reads them with patience (`access`), `check` drops those that cannot be images, `classes` and `split` sort the rest, `decode` (`jpeg`)
 //! and `crop` (`resample`) make pixels of them, `cache` keeps the pixels, `dataset` joins all that,
 //! `order` says which image comes when, `loader` serves batches, `pack` makes archives.
 
+mod access;
 mod archive;
 mod bundled;
 mod cache;

@@ -2,7 +2,9 @@
 //!
 //! `P2_FAULT=checkpoint.before-rename:2` kills the process (SIGKILL) at the second passage of that
 //! [`point`]. `P2_FAULT=checkpoint.write:1=enospc` makes the first passage of that [`io()`] point
-//! fail as on a full disk. `P2_FAULT=train.loss:3=nan` spoils the third [`number()`] of that name.
+//! fail as on a full disk, `data.read:3=eio` as on a device that fails for a moment, and
+//! `data.read:3+=eio` all passages from the third on. `P2_FAULT=train.loss:3=nan` spoils the third
+//! [`number()`] of that name.
 //! `p2` reads the variable once, at its start; without it, points do nothing.
 
 use std::io;
@@ -19,8 +21,11 @@ static PLAN: OnceLock<Plan> = OnceLock::new();
 #[derive(Debug)]
 struct Plan {
     point: String,
-    /// Passages until the fault; counts down to 0.
-    passages_left: AtomicU64,
+    /// The passage, counted from 1, at which the fault happens.
+    count: u64,
+    /// Whether it happens at every later passage too.
+    lasts: bool,
+    n_passed: AtomicU64,
     effect: Effect,
 }
 
@@ -28,13 +33,15 @@ struct Plan {
 enum Effect {
     Kill,
     DiskFull,
+    DeviceFails,
     NotANumber,
 }
 
 /// Plans the fault that the environment asks for, if any.
 ///
 /// # Errors
-/// If `P2_FAULT` is not of the form `point:count`, `point:count=enospc` or `point:count=nan`.
+/// If `P2_FAULT` is not of the form `point:count` or `point:count=EFFECT`, EFFECT one of `enospc`,
+/// `eio` and `nan`, perhaps with a `+` behind the count.
 pub fn arm_from_env() -> Result<(), Problem> {
     let Some(text) = std::env::var_os(VARIABLE) else {
         return Ok(());
@@ -42,7 +49,7 @@ pub fn arm_from_env() -> Result<(), Problem> {
     let text = text.to_string_lossy();
     let plan = parse(&text).ok_or_else(|| {
         Problem::new(format!(
-            "{VARIABLE}={text} is not of the form point:count, point:count=enospc or point:count=nan"
+            "{VARIABLE}={text} is not of the form point:count or point:count=EFFECT, EFFECT one of enospc, eio, nan"
         ))
         .hint(format!("unset {VARIABLE}: it is for tests"))
     })?;
@@ -55,14 +62,20 @@ fn parse(text: &str) -> Option<Plan> {
     let (place, effect) = match text.split_once('=') {
         None => (text, Effect::Kill),
         Some((place, "enospc")) => (place, Effect::DiskFull),
+        Some((place, "eio")) => (place, Effect::DeviceFails),
         Some((place, "nan")) => (place, Effect::NotANumber),
         Some(_) => return None,
     };
     let (point, count) = place.rsplit_once(':')?;
-    let count: u64 = count.parse().ok().filter(|&count| count > 0)?;
+    let (count, lasts) = match count.strip_suffix('+') {
+        Some(count) => (count, true),
+        None => (count, false),
+    };
     Some(Plan {
         point: point.to_owned(),
-        passages_left: AtomicU64::new(count),
+        count: count.parse().ok().filter(|&count| count > 0)?,
+        lasts,
+        n_passed: AtomicU64::new(0),
         effect,
     })
 }
@@ -74,7 +87,7 @@ pub fn point(name: &str) {
     }
 }
 
-/// Passes a point at which a test may kill the process or let the disk be full.
+/// Passes a point at which a test may kill the process, let the disk be full, or let it fail.
 ///
 /// # Errors
 /// The planned one.
@@ -82,6 +95,9 @@ pub fn io(name: &str) -> io::Result<()> {
     point(name);
     if strikes(name, Effect::DiskFull) {
         return Err(io::Error::from(io::ErrorKind::StorageFull));
+    }
+    if strikes(name, Effect::DeviceFails) {
+        return Err(io::Error::other("planned input/output error"));
     }
     Ok(())
 }
@@ -102,10 +118,8 @@ fn strikes(name: &str, effect: Effect) -> bool {
         .get()
         .filter(|plan| plan.effect == effect && plan.point == name);
     plan.is_some_and(|plan| {
-        let count_down = |left: u64| left.checked_sub(1);
-        plan.passages_left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, count_down)
-            == Ok(1)
+        let passage = plan.n_passed.fetch_add(1, Ordering::Relaxed) + 1;
+        passage == plan.count || plan.lasts && passage > plan.count
     })
 }
 
@@ -130,8 +144,11 @@ mod tests {
     fn plans_are_read() {
         let kill = parse("checkpoint.before-rename:2").unwrap();
         assert_eq!(kill.point, "checkpoint.before-rename");
-        assert_eq!(kill.passages_left.into_inner(), 2);
+        assert_eq!((kill.count, kill.lasts), (2, false));
         assert_eq!(kill.effect, Effect::Kill);
+        let fail = parse("data.read:3+=eio").unwrap();
+        assert_eq!((fail.count, fail.lasts), (3, true));
+        assert_eq!(fail.effect, Effect::DeviceFails);
         assert_eq!(
             parse("checkpoint.write:1=enospc").unwrap().effect,
             Effect::DiskFull
@@ -140,7 +157,7 @@ mod tests {
             parse("train.loss:3=nan").unwrap().effect,
             Effect::NotANumber
         );
-        for bad in ["", "x", "x:", "x:0", "x:-1", "x:1=", "x:1=eio"] {
+        for bad in ["", "x", "x:", "x:0", "x:-1", "x:1=", "x:1=eof", "x:+"] {
             assert!(parse(bad).is_none(), "{bad}");
         }
     }

@@ -323,6 +323,20 @@ fn damaged_pixels_are_named_once_and_the_next_image_stands_in() {
 }
 
 #[test]
+fn a_file_that_is_removed_later_has_no_stand_in() {
+    let files = Files::numbered(3);
+    let dataset = files.open();
+    fs::remove_file(files.dir.path().join("0001.png")).unwrap();
+    assert_eq!(dataset.image(Split::Training, 0).unwrap().pixels[0], 0);
+    let error = dataset.image(Split::Training, 1).unwrap_err().to_string();
+    assert_eq!(error, "cannot read the image 0001.png");
+    // When it is back, all is well.
+    files.write("0001.png", &png(1));
+    assert_eq!(numbers(&dataset), [0, 1, 2]);
+    assert_eq!(skipped(&dataset), []);
+}
+
+#[test]
 fn a_list_without_any_usable_image_is_an_error() {
     let files = damaged(2, &[0, 1]);
     let error = files

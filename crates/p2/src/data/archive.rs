@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result, ensure};
 use zip::ZipArchive;
 
+use super::access::{Failed, Failure, Watched};
 use super::source::{Entry, Listing, MAX_FILES, is_image_name};
 use crate::problem::Problem;
 
@@ -19,6 +20,8 @@ impl<T: Read + Seek + Send> ReadSeek for T {}
 pub(super) struct Archive {
     // One reader for all threads: unpacking a file is cheap beside decoding the image in it.
     zip: Mutex<ZipArchive<Box<dyn ReadSeek>>>,
+    /// Errors of the file itself.
+    failed: Failed,
 }
 
 impl Archive {
@@ -29,15 +32,18 @@ impl Archive {
                 .hint("pack the images anew, or give the folder that they lie in")
         };
         let file = File::open(path).with_context(place)?;
-        Self::new(Box::new(BufReader::new(file))).with_context(place)
+        let failed = Failed::default();
+        let file = BufReader::new(Watched::new(file, &failed));
+        Self::new(Box::new(file), failed).with_context(place)
     }
 
     /// An archive in memory.
     pub(super) fn of_bytes(bytes: &'static [u8]) -> Result<Self> {
-        Self::new(Box::new(Cursor::new(bytes))).context("cannot read bundled archive")
+        Self::new(Box::new(Cursor::new(bytes)), Failed::default())
+            .context("cannot read bundled archive")
     }
 
-    fn new(reader: Box<dyn ReadSeek>) -> Result<Self> {
+    fn new(reader: Box<dyn ReadSeek>, failed: Failed) -> Result<Self> {
         let zip = ZipArchive::new(reader)?;
         let n_files = zip.len();
         ensure!(
@@ -46,6 +52,7 @@ impl Archive {
         );
         Ok(Self {
             zip: Mutex::new(zip),
+            failed,
         })
     }
 
@@ -55,7 +62,10 @@ impl Archive {
     }
 
     /// All image files of the archive, under the names a folder would give them.
-    pub(super) fn list(&self) -> Listing {
+    ///
+    /// # Errors
+    /// If the file of the archive cannot be read.
+    pub(super) fn list(&self) -> Result<Listing> {
         let mut listing = Listing::default();
         let mut zip = self.lock();
         for position in 0..zip.len() {
@@ -82,21 +92,29 @@ impl Archive {
                     }
                 }
                 Ok(_) => {}
-                Err(error) => listing.skip(&format!("file {position}"), error.to_string()),
+                Err(error) => match self.failed.take() {
+                    Some(failed) => return Err(failed).context("cannot list all files"),
+                    None => listing.skip(&format!("file {position}"), error.to_string()),
+                },
             }
         }
-        listing
+        Ok(listing)
     }
 
     /// The first `n_bytes` of a file, whatever length the archive states.
-    pub(super) fn read_start(&self, entry: &Entry, n_bytes: u64) -> Result<Vec<u8>> {
+    pub(super) fn read_start(&self, entry: &Entry, n_bytes: u64) -> Result<Vec<u8>, Failure> {
         let mut zip = self.lock();
-        let file = zip.by_index(entry.position).context("cannot unpack")?;
-        let mut bytes = Vec::new();
-        file.take(n_bytes)
-            .read_to_end(&mut bytes)
-            .context("cannot unpack")?;
-        Ok(bytes)
+        let mut unpack = || -> Result<Vec<u8>> {
+            let file = zip.by_index(entry.position)?;
+            let mut bytes = Vec::new();
+            file.take(n_bytes).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let unpacked = unpack().context("cannot unpack");
+        match self.failed.take() {
+            Some(error) if unpacked.is_err() => Err(Failure::Access(error)),
+            _ => unpacked.map_err(Failure::Damage),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -25,11 +25,14 @@ pub(super) struct Checked {
 }
 
 /// Reads the start of every file, on all threads of the pool.
-pub(super) fn check(source: &Source, entries: Vec<Entry>) -> Checked {
-    let looks: Vec<_> = entries
+///
+/// # Errors
+/// If a file cannot be read for a reason that lies not in it.
+pub(super) fn check(source: &Source, entries: Vec<Entry>) -> Result<Checked> {
+    let looks = entries
         .par_iter()
         .map(|entry| look_at(source, entry))
-        .collect();
+        .collect::<Result<Vec<_>>>()?;
     let mut hash = Sha256::new_with_prefix(b"p2 data 1\n");
     let mut checked = Checked {
         entries: Vec::new(),
@@ -51,7 +54,7 @@ pub(super) fn check(source: &Source, entries: Vec<Entry>) -> Checked {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    checked
+    Ok(checked)
 }
 
 /// The record of a file that cannot be used.
@@ -67,28 +70,31 @@ struct Look {
     verdict: Result<()>,
 }
 
-fn look_at(source: &Source, entry: &Entry) -> Look {
-    match source.read_start(entry, START_BYTES) {
+fn look_at(source: &Source, entry: &Entry) -> Result<Look> {
+    Ok(match source.read_start(entry, START_BYTES) {
         Ok(start) => Look {
             start_hash: Sha256::digest(&start).into(),
-            verdict: check_header(source, entry, &start),
+            verdict: check_header(source, entry, &start)?,
         },
-        Err(error) => Look {
+        Err(failure) => Look {
             start_hash: [0; 32],
-            verdict: Err(error),
+            verdict: Err(failure.at_first_look(entry)?),
         },
-    }
+    })
 }
 
-fn check_header(source: &Source, entry: &Entry, start: &[u8]) -> Result<()> {
+/// What is wrong with the header of a file, if anything; an error if that cannot be told.
+fn check_header(source: &Source, entry: &Entry, start: &[u8]) -> Result<Result<()>> {
     if start.is_empty() {
-        bail!("the file is empty");
+        return Ok(Err(anyhow!("the file is empty")));
     }
-    match decode::dimensions(start) {
-        // Large metadata can push the size of the image beyond the start of the file.
-        Err(_) if entry.n_bytes > START_BYTES => {
-            decode::dimensions(&source.read(entry)?).map(|_| ())
-        }
-        verdict => verdict.map(|_| ()),
+    let mut dimensions = decode::dimensions(start);
+    // Large metadata can push the size of the image beyond the start of the file.
+    if dimensions.is_err() && entry.n_bytes > START_BYTES {
+        dimensions = match source.read(entry) {
+            Ok(bytes) => decode::dimensions(&bytes),
+            Err(failure) => Err(failure.at_first_look(entry)?),
+        };
     }
+    Ok(dimensions.map(|_| ()))
 }

@@ -68,7 +68,8 @@ impl Dataset {
     /// [`Dataset::skipped`].
     ///
     /// # Errors
-    /// If the path does not exist or is of another kind, or no image is left to train on.
+    /// If the path does not exist or is of another kind, no image is left to train on, or a file
+    /// cannot be read for a reason that lies not in it.
     pub fn open(settings: &Data) -> Result<Self> {
         let Data {
             path,
@@ -90,7 +91,8 @@ impl Dataset {
                 .entries
                 .retain(|entry| !split::has_skin_tone(&entry.name));
         }
-        let mut checked = check(&source, listing.entries);
+        let mut checked =
+            check(&source, listing.entries).with_context(|| format!("cannot read data: {path}"))?;
         listing.skipped.append(&mut checked.skipped);
         if checked.entries.is_empty() {
             return Err(no_usable_image(path, &listing.skipped).into());
@@ -187,7 +189,8 @@ impl Dataset {
     /// An image of a list: its middle square, not mirrored.
     ///
     /// # Errors
-    /// If `index` is not below [`Dataset::n_images`], or the list has no usable image at all.
+    /// If `index` is not below [`Dataset::n_images`], the list has no usable image at all, or a file
+    /// cannot be read for a reason that lies not in it: no other image stands in for that one.
     pub fn image(&self, split: Split, index: usize) -> Result<Image> {
         let (file_idx, pixels) = self.pixels(split, index)?;
         let square = match self.settings.crop {
@@ -236,7 +239,7 @@ impl Dataset {
         let n_images = list.len();
         ensure!(index < n_images, "no image {index} in a list of {n_images}");
         for &file_idx in list[index..].iter().chain(&list[..index]) {
-            if let Some(pixels) = self.pixels_of_file(file_idx) {
+            if let Some(pixels) = self.pixels_of_file(file_idx)? {
                 return Ok((file_idx, pixels));
             }
         }
@@ -244,13 +247,18 @@ impl Dataset {
     }
 
     /// The pixels of a file, from memory if they are there; `None` if it is damaged.
-    fn pixels_of_file(&self, file_idx: usize) -> Option<Arc<RgbImage>> {
+    fn pixels_of_file(&self, file_idx: usize) -> Result<Option<Arc<RgbImage>>> {
         match self.cache.get(file_idx) {
-            Some(Known::Pixels(pixels)) => return Some(Arc::clone(pixels)),
-            Some(Known::Damaged) => return None,
+            Some(Known::Pixels(pixels)) => return Ok(Some(Arc::clone(pixels))),
+            Some(Known::Damaged) => return Ok(None),
             None => {}
         }
-        match self.decode_file(&self.entries[file_idx]) {
+        let entry = &self.entries[file_idx];
+        let decoded = match self.source.read(entry) {
+            Ok(bytes) => self.decode(&bytes),
+            Err(failure) => Err(failure.damage(entry)?),
+        };
+        Ok(match decoded {
             Ok(pixels) => {
                 let pixels = Arc::new(pixels);
                 self.cache.keep(file_idx, &pixels);
@@ -258,7 +266,7 @@ impl Dataset {
             }
             Err(error) => {
                 if self.cache.note_damage(file_idx) {
-                    let record = skipped(&self.entries[file_idx].name, &error);
+                    let record = skipped(&entry.name, &error);
                     self.skipped
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
@@ -266,12 +274,12 @@ impl Dataset {
                 }
                 None
             }
-        }
+        })
     }
 
     /// As much of an image as all later crops have in common.
-    fn decode_file(&self, entry: &Entry) -> Result<RgbImage> {
-        let image = decode::decode(&self.source.read(entry)?)?;
+    fn decode(&self, bytes: &[u8]) -> Result<RgbImage> {
+        let image = decode::decode(bytes)?;
         let image_size = self.settings.image_size;
         Ok(match self.settings.crop {
             Crop::Center => crop::center_crop(&image, image_size),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use walkdir::{DirEntry, WalkDir};
 
+use super::access::{Failure, is_lasting};
 use super::source::{Entry, Listing, is_hidden, is_image_name};
 
 /// A folder of images.
@@ -22,8 +23,12 @@ impl Folder {
         }
     }
 
-    /// All image files below the root. Links are followed; a loop of links is skipped and named.
-    pub(super) fn list(&self) -> Listing {
+    /// All image files below the root. Links are followed; a loop of links is skipped and named, and
+    /// so are folders that are gone or nobody may read.
+    ///
+    /// # Errors
+    /// If a folder cannot be read for another reason, which may pass.
+    pub(super) fn list(&self) -> Result<Listing> {
         let mut listing = Listing::default();
         let visible = |entry: &DirEntry| {
             entry.depth() == 0 || !is_hidden(&entry.file_name().to_string_lossy())
@@ -36,6 +41,9 @@ impl Folder {
             match found {
                 Ok(entry) if entry.file_type().is_file() => self.add(&entry, &mut listing),
                 Ok(_) => {}
+                Err(error) if error.io_error().is_some_and(|error| !is_lasting(error)) => {
+                    return Err(error).context("cannot list all files");
+                }
                 Err(error) => {
                     let path = error
                         .path()
@@ -45,7 +53,7 @@ impl Folder {
                 }
             }
         }
-        listing
+        Ok(listing)
     }
 
     fn add(&self, found: &DirEntry, listing: &mut Listing) {
@@ -76,12 +84,13 @@ impl Folder {
     }
 
     /// The first `n_bytes` of a file.
-    pub(super) fn read_start(&self, entry: &Entry, n_bytes: u64) -> Result<Vec<u8>> {
-        let file = File::open(self.root.join(&*entry.name)).context("cannot open")?;
-        let mut bytes = Vec::with_capacity(n_bytes.min(entry.n_bytes) as usize);
-        file.take(n_bytes)
-            .read_to_end(&mut bytes)
-            .context("cannot read")?;
-        Ok(bytes)
+    pub(super) fn read_start(&self, entry: &Entry, n_bytes: u64) -> Result<Vec<u8>, Failure> {
+        let read = || {
+            let file = File::open(self.root.join(&*entry.name))?;
+            let mut bytes = Vec::with_capacity(n_bytes.min(entry.n_bytes) as usize);
+            file.take(n_bytes).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        read().map_err(Failure::Access)
     }
 }

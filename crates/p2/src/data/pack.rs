@@ -43,11 +43,11 @@ pub fn pack(path: &str, image_size: usize) -> Result<Packed> {
             split::stem_of(&entry.name).to_owned(),
         )
     });
-    let squares: Vec<Result<RgbImage>> = listing
+    let squares = listing
         .entries
         .par_iter()
         .map(|entry| square(&source, entry, image_size))
-        .collect();
+        .collect::<Result<Vec<_>>>()?;
     let mut first_of: HashMap<&[u8], &str> = HashMap::new();
     let mut duplicates = Vec::new();
     let mut kept = Vec::new();
@@ -73,9 +73,13 @@ pub fn pack(path: &str, image_size: usize) -> Result<Packed> {
     })
 }
 
-fn square(source: &Source, entry: &Entry, image_size: usize) -> Result<RgbImage> {
-    let image = decode::decode(&source.read(entry)?)?;
-    Ok(crop::center_crop(&image, image_size))
+/// The square of a file, or what is wrong with the file; an error if that cannot be told.
+fn square(source: &Source, entry: &Entry, image_size: usize) -> Result<Result<RgbImage>> {
+    let image = match source.read(entry) {
+        Ok(bytes) => decode::decode(&bytes),
+        Err(failure) => Err(failure.damage(entry)?),
+    };
+    Ok(image.map(|image| crop::center_crop(&image, image_size)))
 }
 
 /// The name of a file with the extension `png`.

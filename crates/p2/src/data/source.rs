@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 
+use super::access::{Failure, with_patience};
 use super::archive::Archive;
 use super::bundled;
 use super::dataset::SkippedFile;
@@ -108,8 +109,8 @@ impl Source {
     /// All files that are images by their names.
     pub(super) fn list(&self) -> Result<Listing> {
         let listing = match self {
-            Self::Folder(folder) => folder.list(),
-            Self::Archive(archive) => archive.list(),
+            Self::Folder(folder) => folder.list()?,
+            Self::Archive(archive) => archive.list()?,
         };
         let n_files = listing.entries.len();
         ensure!(
@@ -120,21 +121,21 @@ impl Source {
     }
 
     /// The first `n_bytes` of a file, or all of it if it is shorter.
-    pub(super) fn read_start(&self, entry: &Entry, n_bytes: u64) -> Result<Vec<u8>> {
-        match self {
+    pub(super) fn read_start(&self, entry: &Entry, n_bytes: u64) -> Result<Vec<u8>, Failure> {
+        with_patience(|| match self {
             Self::Folder(folder) => folder.read_start(entry, n_bytes),
             Self::Archive(archive) => archive.read_start(entry, n_bytes),
-        }
+        })
     }
 
     /// A whole file.
-    pub(super) fn read(&self, entry: &Entry) -> Result<Vec<u8>> {
+    pub(super) fn read(&self, entry: &Entry) -> Result<Vec<u8>, Failure> {
         // One byte more than allowed: a file may have grown, and an archive may lie about lengths.
         let bytes = self.read_start(entry, MAX_FILE_BYTES + 1)?;
-        ensure!(
-            bytes.len() as u64 <= MAX_FILE_BYTES,
-            "more than the limit of {MAX_FILE_BYTES} bytes"
-        );
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            let damage = anyhow!("more than the limit of {MAX_FILE_BYTES} bytes");
+            return Err(Failure::Damage(damage));
+        }
         Ok(bytes)
     }
 }

@@ -293,7 +293,7 @@ fn a_malformed_fault_is_refused() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
     expect![[r#"
-        error: P2_FAULT=nonsense is not of the form point:count, point:count=enospc or point:count=nan
+        error: P2_FAULT=nonsense is not of the form point:count or point:count=EFFECT, EFFECT one of enospc, eio, nan
 
         hint: unset P2_FAULT: it is for tests
     "#]]

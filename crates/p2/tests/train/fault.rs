@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use p2::fault;
+
 use super::project::{Project, names_in, stderr};
 
 /// All checkpoints stay, so that each can be compared.
@@ -55,6 +57,53 @@ fn a_gradient_that_is_not_finite_stops_before_it_does_harm() {
     let n_params = project.last_tensors("counted").len() / 4; // weights, average, two moments
     let planned = format!("train.gradient:{}=nan", 3 * n_params + 1);
     check_nan(&planned, &["the gradient of `"]);
+}
+
+/// Opening reads the ten images once, the run each of them once more.
+const READS_OF_FIRST_STEPS: usize = 10 + 6;
+
+#[test]
+fn an_image_out_of_reach_for_a_moment_changes_nothing() {
+    let project = Project::new();
+    project.finish("whole", &KEEP);
+    for count in [3, READS_OF_FIRST_STEPS] {
+        let (planned, out) = (format!("data.read:{count}=eio"), format!("run-{count}"));
+        let mut command = project.train(&out, &KEEP);
+        let output = command.env(fault::VARIABLE, &planned).output().unwrap();
+        let said = stderr(&output);
+        assert!(output.status.success(), "{said}");
+        assert!(!said.contains("skipped"), "{said}");
+        project
+            .last_checkpoint(&out)
+            .assert_same(&project.last_checkpoint("whole"), &planned);
+    }
+}
+
+#[test]
+fn an_image_out_of_reach_stops_the_run_and_no_other_stands_in() {
+    let project = Project::new();
+    project.finish("whole", &KEEP);
+    project.finish("run", &[&KEEP[..], &["--max-images", "12"]].concat());
+    for count in [1, READS_OF_FIRST_STEPS] {
+        let planned = format!("data.read:{count}+=eio");
+        let error = stderr(&project.train_until(&planned, "run", &KEEP));
+        assert_says(
+            &error,
+            &[
+                "cannot read the image ",
+                ".png",
+                "because another image in its place would make it another run",
+                "cause: planned input/output error",
+                "checkpoints are intact",
+            ],
+        );
+        assert!(!error.contains("skipped"), "{error}");
+    }
+    assert_eq!(names_in(&project.checkpoints("run")), ["images-0000000012"]);
+    project.finish("run", &KEEP);
+    project
+        .last_checkpoint("run")
+        .assert_same(&project.last_checkpoint("whole"), "out of reach");
 }
 
 #[test]
