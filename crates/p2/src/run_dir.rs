@@ -13,7 +13,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use manifest::{Machine, Manifest, StartRecord};
+pub use manifest::{Engine, Machine, Manifest, StartRecord};
 
 use crate::cli::Start;
 use crate::config::{Base, Run, resolve};

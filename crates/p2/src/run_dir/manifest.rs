@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use p2_nn::Cpu;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Change;
@@ -31,6 +32,9 @@ pub struct StartRecord {
     pub commit: Option<String>,
     /// What it ran on.
     pub machine: Machine,
+    /// What it computed with; `None` from versions that did not say.
+    #[serde(default)]
+    pub engine: Option<Engine>,
     /// Keys that were changed for the rest of the run.
     pub changes: Vec<Change>,
 }
@@ -48,6 +52,25 @@ pub struct Machine {
     pub n_cores: usize,
 }
 
+/// What a start computes with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Engine {
+    /// The instruction set, such as `avx2`: the bits of a run depend on it.
+    pub instruction_set: String,
+    /// Threads that compute; they change no bit.
+    pub n_threads: usize,
+}
+
+impl Engine {
+    /// What `cpu` stands for.
+    pub fn of(cpu: Cpu) -> Self {
+        Self {
+            instruction_set: cpu.isa.name().to_owned(),
+            n_threads: cpu.threads.count(),
+        }
+    }
+}
+
 impl Manifest {
     /// The manifest of a new run; add its first start.
     pub fn new(seed: u64, data_fingerprint: String) -> Self {
@@ -58,12 +81,26 @@ impl Manifest {
             starts: Vec::new(),
         }
     }
+
+    /// The engine that brought the run where it stands, if that is known.
+    pub fn last_engine(&self, images_seen: u64) -> Option<&Engine> {
+        let ends = self.starts.iter().skip(1).map(|next| next.images_seen);
+        let ends = ends.chain([images_seen]);
+        // A start from which nothing was saved left no bits behind.
+        let (last, _) = self
+            .starts
+            .iter()
+            .zip(ends)
+            .filter(|(start, end)| *end > start.images_seen)
+            .last()?;
+        last.engine.as_ref()
+    }
 }
 
 impl StartRecord {
     /// A start of this program, on this machine, now.
     #[expect(clippy::disallowed_methods, reason = "the manifest says when")]
-    pub fn now(images_seen: u64, changes: Vec<Change>) -> Self {
+    pub fn now(images_seen: u64, engine: Engine, changes: Vec<Change>) -> Self {
         let since_1970 = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -73,6 +110,7 @@ impl StartRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: option_env!("P2_COMMIT").map(str::to_owned),
             machine: Machine::this(),
+            engine: Some(engine),
             changes,
         }
     }
@@ -139,6 +177,40 @@ mod tests {
         ] {
             assert_eq!(utc(secs), text);
         }
+    }
+
+    #[test]
+    fn the_engine_is_that_of_the_last_start_that_left_something() {
+        let start = |images_seen, instruction_set: &str| {
+            let engine = Engine {
+                instruction_set: instruction_set.to_owned(),
+                n_threads: 1,
+            };
+            StartRecord::now(images_seen, engine, Vec::new())
+        };
+        let mut manifest = Manifest::new(0, String::new());
+        let last = |manifest: &Manifest, images_seen| {
+            let engine = manifest.last_engine(images_seen);
+            engine.map(|engine| engine.instruction_set.clone())
+        };
+        assert_eq!(last(&manifest, 0), None);
+        manifest.starts = vec![start(0, "a"), start(0, "b"), start(64, "c"), start(64, "d")];
+        assert_eq!(last(&manifest, 64).as_deref(), Some("b"));
+        assert_eq!(last(&manifest, 65).as_deref(), Some("d"));
+    }
+
+    #[test]
+    fn a_manifest_of_an_older_version_is_read() {
+        let mut manifest = Manifest::new(0, String::new());
+        let engine = Engine {
+            instruction_set: "a".to_owned(),
+            n_threads: 1,
+        };
+        manifest.starts = vec![StartRecord::now(0, engine, Vec::new())];
+        let mut json = serde_json::to_value(&manifest).unwrap();
+        json["starts"][0].as_object_mut().unwrap().remove("engine");
+        let read: Manifest = serde_json::from_value(json).unwrap();
+        assert_eq!(read.starts[0].engine, None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::observer::{Means, Observer};
 use super::{Clock, Limits, Trainer};
 use crate::checkpoint::{self, Found};
 use crate::cli::Start;
-use crate::config::{Change, Run, changes};
+use crate::config::{Run, changes};
 use crate::data::{Dataset, Loader, LoaderOptions, Split};
 use crate::model::Model;
 use crate::monitor::metrics::Metrics;
@@ -22,7 +22,7 @@ use crate::monitor::progress::{Course, Progress};
 use crate::monitor::tensorboard::EventWriter;
 use crate::print::Printer;
 use crate::problem::Problem;
-use crate::run_dir::{Before, Manifest, RunDir, StartRecord};
+use crate::run_dir::{Before, Engine, Manifest, RunDir, StartRecord};
 
 /// What is trained, where, and on what.
 #[derive(Debug)]
@@ -69,13 +69,18 @@ pub fn train(
         Before::Nothing => (Vec::new(), true),
         Before::Run(old) => (changes(&old, &run)?.into_allowed()?, false),
     };
-    check_manifest(&run_dir, &dataset, is_new)?;
+    let mut manifest = manifest(&run_dir, &run, &dataset, is_new)?;
     let found = find_checkpoint(&run_dir, printer)?;
     let clock = found.as_ref().map_or(Clock::at(0, 0), |found| {
         Clock::at(found.state.position.images_seen, found.state.position.step)
     });
-    record_start(&run_dir, &run, &dataset, clock, changed, is_new)?;
+    let engine = Engine::of(setup.cpu);
+    let start = StartRecord::now(clock.images_seen, engine.clone(), changed);
+    manifest.starts.push(start);
+    run_dir.write_manifest(&manifest)?;
+    run_dir.write_config(&run)?;
     tell_start(&run_dir, &run, clock, is_new, printer);
+    tell_engine(&manifest, clock, &engine, printer);
     let mut trainer = Trainer::new(run, &dataset, clock, setup.cpu)?;
     if let Some(found) = &found {
         trainer
@@ -131,14 +136,20 @@ fn open_dataset(run: &Run, printer: &Printer) -> anyhow::Result<Dataset> {
     Ok(dataset)
 }
 
-/// A run is only continued with the images it was begun with.
-fn check_manifest(run_dir: &RunDir, dataset: &Dataset, is_new: bool) -> anyhow::Result<()> {
+/// The manifest so far. A run is only continued with the images it was begun with.
+fn manifest(
+    run_dir: &RunDir,
+    run: &Run,
+    dataset: &Dataset,
+    is_new: bool,
+) -> anyhow::Result<Manifest> {
+    let fingerprint = dataset.fingerprint();
     if is_new {
-        return Ok(());
+        return Ok(Manifest::new(run.train.seed, fingerprint.to_owned()));
     }
-    let begun_with = run_dir.read_manifest()?.data_fingerprint;
-    if begun_with == dataset.fingerprint() {
-        return Ok(());
+    let manifest = run_dir.read_manifest()?;
+    if manifest.data_fingerprint == fingerprint {
+        return Ok(manifest);
     }
     let message = format!(
         "the images are not those that {} was begun with",
@@ -159,27 +170,6 @@ fn find_checkpoint(run_dir: &RunDir, printer: &Printer) -> anyhow::Result<Option
     Ok(found)
 }
 
-/// Writes configuration and manifest of the run.
-fn record_start(
-    run_dir: &RunDir,
-    run: &Run,
-    dataset: &Dataset,
-    clock: Clock,
-    changed: Vec<Change>,
-    is_new: bool,
-) -> anyhow::Result<()> {
-    let mut manifest = if is_new {
-        Manifest::new(run.train.seed, dataset.fingerprint().to_owned())
-    } else {
-        run_dir.read_manifest()?
-    };
-    manifest
-        .starts
-        .push(StartRecord::now(clock.images_seen, changed));
-    run_dir.write_manifest(&manifest)?;
-    run_dir.write_config(run)
-}
-
 fn tell_start(run_dir: &RunDir, run: &Run, clock: Clock, is_new: bool, printer: &Printer) {
     let (path, total) = (run_dir.path().display(), run.train.total_images);
     if is_new {
@@ -188,6 +178,19 @@ fn tell_start(run_dir: &RunDir, run: &Run, clock: Clock, is_new: bool, printer: 
         let seen = clock.images_seen;
         printer.note(format_args!(
             "continuing {path} at {seen} of {total} images"
+        ));
+    }
+}
+
+/// Says so if the bits will not be those of a run that stays with one instruction set.
+fn tell_engine(manifest: &Manifest, clock: Clock, now: &Engine, printer: &Printer) {
+    let before = manifest.last_engine(clock.images_seen);
+    let before = before.map(|engine| engine.instruction_set.as_str());
+    let now = now.instruction_set.as_str();
+    if let Some(before) = before.filter(|before| *before != now) {
+        printer.note(format_args!(
+            "so far computed with {before}, from here on with {now}: \
+             the last bits will differ from those of a run with one of them"
         ));
     }
 }

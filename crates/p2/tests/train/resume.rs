@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use p2::rng::{Draws, Stream};
 
-use super::project::{Project, names_in};
+use super::project::{Project, names_in, stderr};
 
 /// A run that nothing disturbed, with one thread.
 fn project_with_reference() -> Project {
@@ -105,6 +105,33 @@ fn a_run_killed_at_any_time_ends_with_the_same_bits() {
         .map(|seed| kill_at_random(&project, &format!("killed-{seed}"), seed, whole))
         .sum();
     assert!(n_killed > 0, "no process lived long enough");
+}
+
+#[test]
+fn another_instruction_set_is_told_and_recorded() {
+    let [_, .., best] = p2_nn::Isa::available()[..] else {
+        return; // a machine with one instruction set
+    };
+    let project = Project::new();
+    let said = |isa: &str, max_images: &str| {
+        let mut command = project.train("run", &["--threads", "2", "--max-images", max_images]);
+        stderr(&command.env("P2_ISA", isa).output().unwrap())
+    };
+    assert!(!said("portable", "12").contains("computed with"));
+    assert!(!said("portable", "24").contains("computed with"));
+    let line = format!(
+        "so far computed with portable, from here on with {}: \
+         the last bits will differ from those of a run with one of them\n",
+        best.name()
+    );
+    let text = said(best.name(), "36");
+    assert!(text.contains(&line), "{text}");
+    assert!(!said(best.name(), "48").contains("computed with"));
+    let manifest = std::fs::read(project.path().join("run/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let engine = &manifest["starts"][2]["engine"];
+    assert_eq!(engine["instruction_set"], best.name());
+    assert_eq!(engine["n_threads"], 2);
 }
 
 #[test]
