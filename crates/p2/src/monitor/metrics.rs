@@ -57,11 +57,11 @@ impl Metrics {
     /// Adds a record, which must be a JSON object with `images_seen`.
     ///
     /// One that stands there already is not added again: a finished run that is started once more
-    /// measures its last held-out loss once more.
+    /// measures its last held-out loss once more. Returns whether it was added.
     ///
     /// # Errors
     /// If it cannot be written, as on a full disk.
-    pub fn append(&mut self, record: &impl Serialize) -> anyhow::Result<()> {
+    pub fn append(&mut self, record: &impl Serialize) -> anyhow::Result<bool> {
         let mut line = serde_json::to_vec(record)?;
         anyhow::ensure!(
             clock(&line).is_some(),
@@ -70,12 +70,13 @@ impl Metrics {
         );
         line.push(b'\n');
         if self.last.contains(&line) {
-            return Ok(());
+            return Ok(false);
         }
         // One write per line, so that a crash cuts off at most the last one.
         self.file
             .write_all(&line)
-            .map_err(|error| durable::explain(error, "write", &self.path))
+            .map_err(|error| durable::explain(error, "write", &self.path))?;
+        Ok(true)
     }
 
     /// Flushes the records to the disk; call it before a checkpoint is saved, which they must not

@@ -4,7 +4,7 @@
 //! of the data), each holding one protobuf message `Event` (tensorboard/compat/proto/event.proto).
 //! The step of an event is the run's clock, `images_seen`.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -38,15 +38,24 @@ enum What<'a> {
 impl EventWriter {
     /// Begins a new file in `folder` for a run that stands at `images_seen`, 0 for a new one.
     ///
+    /// Where a run begins, the files of a start that ended before its first checkpoint are removed.
+    /// Otherwise they stay, and TensorBoard is told to forget their points after `images_seen`.
+    ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the file cannot be written, or an old one not be removed.
     pub fn create(folder: &Path, images_seen: u64) -> anyhow::Result<Self> {
+        let old = files_in(folder).map_err(|error| durable::explain(error, "read", folder))?;
         let (path, file) =
             create_file(folder).map_err(|error| durable::explain(error, "write", folder))?;
         let mut writer = Self { path, file };
         writer.write(0, &What::FileVersion)?;
-        if images_seen > 0 {
+        // Even of files that are removed: a TensorBoard that is looking has read them already.
+        if images_seen > 0 || !old.is_empty() {
             writer.write(images_seen + 1, &What::Restart)?;
+        }
+        // Last, so that the new file has another name than all of them.
+        for path in old.iter().filter(|_| images_seen == 0) {
+            fs::remove_file(path).map_err(|error| durable::explain(error, "remove", path))?;
         }
         Ok(writer)
     }
@@ -78,11 +87,29 @@ fn now() -> f64 {
         .as_secs_f64()
 }
 
-/// TensorBoard reads all files whose names contain `tfevents`, in the order of their names.
+/// What the names of our files begin and end with. TensorBoard reads all that contain `tfevents`, in
+/// the order of their names.
+const NAME: (&str, &str) = ("events.out.tfevents.", ".p2");
+
+/// Our files in a folder.
+fn files_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(NAME.0) && name.ends_with(NAME.1) {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+/// A new file whose name comes after all others.
 fn create_file(folder: &Path) -> io::Result<(PathBuf, File)> {
     let secs = now() as u64;
     for n in 0u32.. {
-        let path = folder.join(format!("events.out.tfevents.{secs:010}.{n:03}.p2"));
+        let (start, end) = NAME;
+        let path = folder.join(format!("{start}{secs:010}.{n:03}{end}"));
         match File::create_new(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => return result.map(|file| (path, file)),
@@ -214,6 +241,44 @@ mod tests {
         events
     }
 
+    fn paths_in(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        paths
+    }
+
+    /// The events of a file behind their times, which are 9 bytes.
+    fn events_in(path: &Path) -> Vec<Vec<u8>> {
+        let events = decode(&fs::read(path).unwrap());
+        events.iter().map(|event| event[9..].to_vec()).collect()
+    }
+
+    fn after_time(step: u64, what: &What<'_>) -> Vec<u8> {
+        event(0.0, step, what)[9..].to_vec()
+    }
+
+    #[test]
+    fn a_start_without_a_checkpoint_leaves_no_points() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = folder.path().join("events.out.tfevents.1.other-program");
+        fs::write(&other, "").unwrap();
+        for _ in 0..3 {
+            let mut writer = EventWriter::create(folder.path(), 0).unwrap();
+            writer.append(64, &scalars()).unwrap();
+        }
+        let paths = paths_in(folder.path());
+        assert_eq!(paths.len(), 2, "{paths:?}");
+        assert_eq!(paths[0], other);
+        let scalars = scalars();
+        let expected = [
+            after_time(0, &What::FileVersion),
+            after_time(1, &What::Restart),
+            after_time(64, &What::Scalars(&scalars)),
+        ];
+        assert_eq!(events_in(&paths[1]), expected);
+    }
+
     #[test]
     fn a_resumed_run_gets_a_file_of_its_own_that_says_so() {
         let folder = tempfile::tempdir().unwrap();
@@ -225,34 +290,21 @@ mod tests {
             .unwrap()
             .append(128, &scalars())
             .unwrap();
-        let mut paths: Vec<_> = std::fs::read_dir(folder.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
-        paths.sort();
-        // Behind the time, which is 9 bytes.
-        let events = |path: &Path| {
-            let events = decode(&std::fs::read(path).unwrap());
-            events
-                .into_iter()
-                .map(|event| event[9..].to_vec())
-                .collect::<Vec<_>>()
-        };
-        let after_time = |step, what| event(0.0, step, &what)[9..].to_vec();
+        let paths = paths_in(folder.path());
         let scalars = scalars();
         assert_eq!(
-            events(&paths[0]),
+            events_in(&paths[0]),
             [
-                after_time(0, What::FileVersion),
-                after_time(64, What::Scalars(&scalars))
+                after_time(0, &What::FileVersion),
+                after_time(64, &What::Scalars(&scalars))
             ]
         );
         assert_eq!(
-            events(&paths[1]),
+            events_in(&paths[1]),
             [
-                after_time(0, What::FileVersion),
-                after_time(65, What::Restart),
-                after_time(128, What::Scalars(&scalars))
+                after_time(0, &What::FileVersion),
+                after_time(65, &What::Restart),
+                after_time(128, &What::Scalars(&scalars))
             ]
         );
     }

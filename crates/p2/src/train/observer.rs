@@ -226,12 +226,14 @@ impl Observer<'_> {
                 })
             })
             .collect();
-        self.events.append(clock.images_seen, &scalars)?;
         let mut record = Map::new();
         record.insert("images_seen".to_owned(), json!(clock.images_seen));
         record.insert("step".to_owned(), json!(clock.step));
         record.extend(numbers);
-        self.metrics.append(&record)
+        if self.metrics.append(&record)? {
+            self.events.append(clock.images_seen, &scalars)?;
+        }
+        Ok(())
     }
 
     /// Held-out losses of the averaged weights, beside the best linear denoiser of single pixels.
