@@ -23,6 +23,7 @@ mod resample;
 mod source;
 mod split;
 
+pub use bundled::BUNDLED;
 pub use dataset::{Dataset, Image, SkippedFile, Split};
 pub use loader::{Batch, Loader, LoaderOptions};
 pub use pack::{Packed, pack};

@@ -28,7 +28,9 @@ pub struct Changes {
 }
 
 /// What may change when a run is continued (they touch neither the data, nor the network, nor a draw).
-const CHANGEABLE: [&str; 9] = [
+/// Images may lie elsewhere if they are the same, which their fingerprint tells.
+const CHANGEABLE: [&str; 10] = [
+    "data.path",
     "loss.weighting",
     "optim.lr",
     "train.total_images",
@@ -140,6 +142,8 @@ mod tests {
                 &[],
             );
         }
+        check(&["data.path=elsewhere"], &["data.path"], &[]);
+        check(&["data.held_out=0.2"], &[], &["data.held_out"]);
         check(&["model.heads={count=2}"], &[], &["model.heads"]);
         check(
             &["train.seed=1", "optim.lr=1e-4"],

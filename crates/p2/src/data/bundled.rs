@@ -2,6 +2,9 @@
 
 use crate::problem::Problem;
 
+/// What stands before the name of an archive inside the binary, where a path is asked for.
+pub const BUNDLED: &str = "bundled:";
+
 /// All archives inside the binary: name and zip. Origin and licence stand beside each in `assets/`.
 const ARCHIVES: [(&str, &[u8]); 1] = [(
     "emoji-32",
@@ -14,7 +17,7 @@ pub(super) fn archive(name: &str) -> Result<&'static [u8], Problem> {
         Some((_, bytes)) => Ok(bytes),
         None => {
             let known = ARCHIVES
-                .map(|(name, _)| format!("bundled:{name}"))
+                .map(|(name, _)| format!("{BUNDLED}{name}"))
                 .join(", ");
             let message = format!("no bundled data called `{name}`");
             Err(Problem::new(message).hint(format!("there is {known}")))

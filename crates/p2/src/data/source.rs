@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, ensure};
 
 use super::access::{Failure, with_patience};
 use super::archive::Archive;
-use super::bundled;
+use super::bundled::{self, BUNDLED};
 use super::dataset::SkippedFile;
 use super::folder::Folder;
 use crate::config::DATA_HINT;
@@ -86,7 +86,7 @@ pub(super) enum Source {
 impl Source {
     /// Opens a folder, a `.zip`, or `bundled:NAME`.
     pub(super) fn open(path: &str) -> Result<Self> {
-        if let Some(name) = path.strip_prefix("bundled:") {
+        if let Some(name) = path.strip_prefix(BUNDLED) {
             return Ok(Self::Archive(Archive::of_bytes(bundled::archive(name)?)?));
         }
         let path = Path::new(path);

@@ -35,6 +35,9 @@ pub struct StartRecord {
     /// What it computed with; `None` from versions that did not say.
     #[serde(default)]
     pub engine: Option<Engine>,
+    /// Where the images were, in full: `data.path` may be relative to a folder that nobody remembers.
+    #[serde(default)]
+    pub data_path: Option<String>,
     /// Keys that were changed for the rest of the run.
     pub changes: Vec<Change>,
 }
@@ -98,7 +101,7 @@ impl Manifest {
 }
 
 impl StartRecord {
-    /// A start of this program, on this machine, now.
+    /// A start of this program, on this machine, now; with no word on where the images are.
     #[expect(clippy::disallowed_methods, reason = "the manifest says when")]
     pub fn now(images_seen: u64, engine: Engine, changes: Vec<Change>) -> Self {
         let since_1970 = SystemTime::now()
@@ -111,6 +114,7 @@ impl StartRecord {
             commit: option_env!("P2_COMMIT").map(str::to_owned),
             machine: Machine::this(),
             engine: Some(engine),
+            data_path: None,
             changes,
         }
     }

@@ -15,7 +15,7 @@ use super::{Clock, Limits, Trainer};
 use crate::checkpoint::{self, Found};
 use crate::cli::Start;
 use crate::config::{Run, changes};
-use crate::data::{Dataset, Loader, LoaderOptions, Split};
+use crate::data::{BUNDLED, Dataset, Loader, LoaderOptions, Split};
 use crate::model::Model;
 use crate::monitor::metrics::Metrics;
 use crate::monitor::progress::{Course, Progress};
@@ -75,8 +75,10 @@ pub fn train(
         Clock::at(found.state.position.images_seen, found.state.position.step)
     });
     let engine = Engine::of(setup.cpu);
-    let start = StartRecord::now(clock.images_seen, engine.clone(), changed);
-    manifest.starts.push(start);
+    manifest.starts.push(StartRecord {
+        data_path: Some(full_path(&run.data.path)),
+        ..StartRecord::now(clock.images_seen, engine.clone(), changed)
+    });
     run_dir.write_manifest(&manifest)?;
     run_dir.write_config(&run)?;
     tell_start(&run_dir, &run, clock, is_new, printer);
@@ -159,6 +161,13 @@ fn manifest(
         .because("the same place in the run would mean another image")
         .hint("restore the images, or begin another run with --out DIR")
         .into())
+}
+
+/// Where the images are, from whatever folder one looks. Those inside the binary are everywhere.
+fn full_path(path: &str) -> String {
+    let is_file = !path.starts_with(BUNDLED);
+    let full = is_file.then(|| std::path::absolute(path).ok()).flatten();
+    full.map_or_else(|| path.to_owned(), |full| full.display().to_string())
 }
 
 fn find_checkpoint(run_dir: &RunDir, printer: &Printer) -> anyhow::Result<Option<Found>> {

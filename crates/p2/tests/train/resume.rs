@@ -135,6 +135,41 @@ fn another_instruction_set_is_told_and_recorded() {
 }
 
 #[test]
+fn a_run_goes_on_with_images_that_were_moved() {
+    let project = project_with_reference();
+    project.finish("run", &["--threads", "1", "--max-images", "60"]);
+    let elsewhere = project.path().join("elsewhere");
+    std::fs::rename(project.path().join("images"), &elsewhere).unwrap();
+    project.finish("run", &["--threads", "1", "--data", "./elsewhere"]);
+    assert_as_if_undisturbed(&project, "run");
+    let manifest = std::fs::read(project.path().join("run/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let start = &manifest["starts"][1];
+    let change = serde_json::json!({
+        "key": "data.path", "old": "\"images\"", "new": "\"./elsewhere\"",
+    });
+    assert_eq!(start["changes"], serde_json::json!([change]));
+    let full = std::path::Path::new(start["data_path"].as_str().unwrap());
+    assert_eq!(
+        full.canonicalize().unwrap(),
+        elsewhere.canonicalize().unwrap()
+    );
+    let config = std::fs::read_to_string(project.path().join("run/config.toml")).unwrap();
+    assert!(config.contains("path = \"./elsewhere\"\n"), "{config}");
+}
+
+#[test]
+fn a_run_does_not_go_on_with_other_images() {
+    let project = Project::new();
+    project.finish("run", &["--max-steps", "1"]);
+    let output = project
+        .train("run", &["--data", "bundled:emoji-32"])
+        .output();
+    let said = stderr(&output.unwrap());
+    assert!(said.contains("error: the images are not those"), "{said}");
+}
+
+#[test]
 fn a_finished_run_stays_as_it_is() {
     let project = Project::new();
     let set = [
