@@ -10,6 +10,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod data;
+mod digest;
 pub mod durable;
 pub mod engine;
 pub mod fault;

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use p2_diffusion::{LossTerms, Objective};
 use p2_nn::unet::Dropout;
 use p2_nn::{AdamW, Node, Recompute, Tape, adamw};
@@ -25,7 +25,7 @@ use dropout::RunDropout;
 use gradients::{Gradients, check_loss};
 pub use held_out::StageErrors;
 pub use linear_denoiser::LinearDenoiser;
-use noise::Noise;
+use noise::{Images, Noise};
 use observer::Observer;
 pub use run::{Outcome, Setup, train};
 
@@ -87,8 +87,7 @@ impl Trainer {
         for first in (0..n).step_by(self.run.train.micro_batch_size) {
             let n_part = self.run.train.micro_batch_size.min(n - first);
             let noise = self.noise(batch.first_image_idx + first as u64, n_part)?;
-            let x0 = self.x0(batch, first, n_part)?;
-            let x_t = self.model.schedule().add_noise(&x0, &noise.eps, &noise.t)?;
+            let Images { x0, x_t } = noise.add_to(batch.pixels_of(first, n_part), &self.model)?;
             let output = self.record(batch, first, &x_t, &noise.t)?;
             let leaf = output.leaf()?;
             let loss = self.objective.loss(&leaf, &x0, &noise.eps, &noise.t)?;
@@ -106,18 +105,6 @@ impl Trainer {
             .step(gradients.tensors(), self.adamw_step(&report, n))?;
         self.clock.advance(n);
         Ok(report)
-    }
-
-    /// The n images of a batch from `first` on, `[N, H, W, 3]`.
-    fn x0(&self, batch: &Batch, first: usize, n: usize) -> anyhow::Result<Tensor> {
-        let size = self.model.image_size();
-        let n_pixels = size * size * 3;
-        let pixels = &batch.pixels[first * n_pixels..(first + n) * n_pixels];
-        Ok(Tensor::from_slice(
-            pixels,
-            (n, size, size, 3),
-            &Device::Cpu,
-        )?)
     }
 
     /// The network's output for the noised images of a batch from `first` on, recorded.

@@ -12,8 +12,8 @@ use anyhow::Context as _;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest as _, Sha256};
 
-use super::write::hex;
 use super::{FORMAT, METADATA_KEY, STATE_FILE, State, list};
+use crate::digest::hex;
 use crate::problem::Problem;
 
 /// `state.json` lists a handful of files; a larger one is not ours.

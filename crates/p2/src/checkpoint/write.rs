@@ -21,6 +21,7 @@ use super::{
     FORMAT, FileSum, METADATA_KEY, NamedTensor, OLD_PREFIX, Position, STATE_FILE, State,
     TEMP_PREFIX, TensorFile, folder_name, list,
 };
+use crate::digest::hex;
 use crate::{durable, fault};
 
 /// Which checkpoints are kept.
@@ -167,10 +168,6 @@ fn sum(bytes: &[u8]) -> FileSum {
         n_bytes: bytes.len() as u64,
         sha256: hex(&Sha256::digest(bytes)),
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Gives the finished folder its name.

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::dataset::SkippedFile;
 use super::decode;
 use super::source::{Entry, Source};
+use crate::digest::hex;
 
 /// So much of each file is looked at, and enters the fingerprint.
 const START_BYTES: u64 = 64 << 10;
@@ -49,11 +50,7 @@ pub(super) fn check(source: &Source, entries: Vec<Entry>) -> Result<Checked> {
             Err(error) => checked.skipped.push(skipped(&entry.name, &error)),
         }
     }
-    checked.fingerprint = hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    checked.fingerprint = hex(&hash.finalize());
     Ok(checked)
 }
 

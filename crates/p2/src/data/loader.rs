@@ -55,6 +55,12 @@ impl Batch {
         self.labels.len()
     }
 
+    /// The pixels of the images `first .. first + n`.
+    pub(crate) fn pixels_of(&self, first: usize, n: usize) -> &[f32] {
+        let per_image = self.pixels.len() / self.n_images().max(1);
+        &self.pixels[first * per_image..(first + n) * per_image]
+    }
+
     fn empty(first_image_idx: u64) -> Self {
         Self {
             first_image_idx,

@@ -1,10 +1,9 @@
 //! The held-out loss: averaged weights, fixed noise levels, fixed noise, per stage, unweighted.
 
-use candle_core::{Device, Tensor};
 use p2_diffusion::{Objective, Stage};
 use serde::Serialize;
 
-use super::noise::normal_images;
+use super::noise::{Images, Noise, normal_images};
 use super::values;
 use crate::data::{Dataset, Split, pixel_from_byte};
 use crate::model::{Model, Noised};
@@ -70,7 +69,7 @@ pub(super) fn evaluate(
                     levels.start + (place * levels.len() as f64) as u32
                 })
                 .collect();
-            sum += errors(model, objective, dataset, batch, &t, stage)?;
+            sum += errors(model, objective, dataset, batch, t, stage)?;
         }
         Ok(sum / images.len() as f64)
     })
@@ -82,17 +81,15 @@ fn errors(
     objective: &Objective,
     dataset: &Dataset,
     images: &[usize],
-    t: &[u32],
+    t: Vec<u32>,
     stage: Stage,
 ) -> anyhow::Result<f64> {
-    let size = model.image_size();
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     for &index in images {
         let image = dataset.image(Split::HeldOut, index)?;
         pixels.extend(image.pixels.iter().map(|&byte| pixel_from_byte(byte)));
         labels.push(image.label);
     }
-    let x0 = Tensor::from_vec(pixels, (images.len(), size, size, 3), &Device::Cpu)?;
     let lane = Stage::ALL
         .iter()
         .position(|&other| other == stage)
@@ -100,13 +97,15 @@ fn errors(
     let draws = images
         .iter()
         .map(|&image| Draws::at_lane(SEED, Stream::HeldOut, image as u64, lane));
-    let eps = normal_images(draws, images.len(), size)?;
-    let x_t = model.schedule().add_noise(&x0, &eps, t)?;
-    let output = model.predict(Noised {
+    let eps = normal_images(draws, images.len(), model.image_size())?;
+    let noise = Noise { t, eps };
+    let Images { x0, x_t } = noise.add_to(&pixels, model)?;
+    let noised = Noised {
         x_t: &x_t,
-        t,
+        t: &noise.t,
         labels: &labels,
-    })?;
-    let loss = objective.loss(&output, &x0, &eps, t)?;
+    };
+    let output = model.predict(noised)?;
+    let loss = objective.loss(&output, &x0, &noise.eps, &noise.t)?;
     Ok(values(&loss.mse_eps)?.into_iter().map(f64::from).sum())
 }

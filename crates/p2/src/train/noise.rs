@@ -14,6 +14,12 @@ pub(super) struct Noise {
     pub(super) eps: Tensor,
 }
 
+/// Images before and after noise was added, `[N, H, W, 3]` each.
+pub(super) struct Images {
+    pub(super) x0: Tensor,
+    pub(super) x_t: Tensor,
+}
+
 impl Noise {
     pub(super) fn draw(seed: u64, image_idx: u64, n: usize, model: &Model) -> anyhow::Result<Self> {
         let size = model.image_size();
@@ -31,6 +37,13 @@ impl Noise {
             size,
         )?;
         Ok(Self { t, eps })
+    }
+
+    /// Adds the noise to as many images, given by their pixels in `[-1, 1]`.
+    pub(super) fn add_to(&self, pixels: &[f32], model: &Model) -> anyhow::Result<Images> {
+        let x0 = Tensor::from_slice(pixels, self.eps.dims(), &Device::Cpu)?; // [N, H, W, 3]
+        let x_t = model.schedule().add_noise(&x0, &self.eps, &self.t)?;
+        Ok(Images { x0, x_t })
     }
 }
 
