@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use candle_core::Tensor;
 use p2_diffusion::{LossTerms, Objective};
 use p2_nn::unet::Dropout;
-use p2_nn::{AdamW, Node, Recompute, Tape, adamw};
+use p2_nn::{AdamW, Cpu, Node, Recompute, Tape, adamw};
 
 pub use clock::{Clock, Interval, Limits};
 use dropout::RunDropout;
@@ -40,7 +40,6 @@ pub(crate) struct Trainer {
     model: Model,
     objective: Objective,
     optimizer: AdamW,
-    loader: Loader,
     clock: Clock,
 }
 
@@ -64,11 +63,28 @@ pub(crate) struct StepReport {
 }
 
 impl Trainer {
+    /// A run at its beginning, or about to be restored to where `clock` stands.
+    pub(crate) fn new(run: Run, clock: Clock, cpu: Cpu) -> anyhow::Result<Self> {
+        let model = Model::new(&run, cpu)?;
+        Ok(Self {
+            objective: model.objective(&run)?,
+            optimizer: AdamW::new(model.params(), cpu)?,
+            model,
+            run,
+            clock,
+        })
+    }
+
     /// Trains until the run, a limit or a signal ends it.
-    fn run(&mut self, observer: &mut Observer<'_>, limits: &Limits) -> anyhow::Result<()> {
+    fn run(
+        &mut self,
+        loader: &mut Loader,
+        observer: &mut Observer<'_>,
+        limits: &Limits,
+    ) -> anyhow::Result<()> {
         while !limits.reached(&self.clock, observer.finishing_secs(self)) {
             let started = Instant::now();
-            let Some(batch) = self.loader.next_batch()? else {
+            let Some(batch) = loader.next_batch()? else {
                 break;
             };
             fault::point("train.step");
@@ -80,7 +96,7 @@ impl Trainer {
     }
 
     /// One optimizer step on a batch, whose gradient is summed over micro-batches.
-    fn step(&mut self, batch: &Batch) -> anyhow::Result<StepReport> {
+    pub(crate) fn step(&mut self, batch: &Batch) -> anyhow::Result<StepReport> {
         let mut gradients = Gradients::zero(self.model.params());
         let mut report = StepReport::empty();
         let n = batch.n_images();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use p2_nn::{AdamW, Cpu};
+use p2_nn::Cpu;
 use serde::Serialize;
 
 use super::held_out::StageErrors;
@@ -83,7 +83,8 @@ pub fn train(
     run_dir.write_config(&run)?;
     tell_start(&run_dir, &run, clock, is_new, printer);
     tell_engine(&manifest, clock, &engine, printer);
-    let mut trainer = Trainer::new(run, &dataset, clock, setup.cpu)?;
+    let mut loader = open_loader(&run, &dataset, clock, setup.cpu)?;
+    let mut trainer = Trainer::new(run, clock, setup.cpu)?;
     if let Some(found) = &found {
         trainer
             .restore(found)
@@ -93,7 +94,7 @@ pub fn train(
     let mut observer = Observer::new(&trainer, &run_dir, &dataset, setup.cpu, &limits, printer)?;
     observer.saved_at = found.map(|found| found.state.position.images_seen);
     observer.tell_skipped();
-    trainer.run(&mut observer, &limits)?;
+    trainer.run(&mut loader, &mut observer, &limits)?;
     finish(&trainer, &mut observer, &limits)?;
     observer.tell_skipped();
     observer.progress.finish();
@@ -136,6 +137,23 @@ fn open_dataset(run: &Run, printer: &Printer) -> anyhow::Result<Dataset> {
         dataset.n_images(Split::HeldOut),
     ));
     Ok(dataset)
+}
+
+/// The images from where the run stands, in its order.
+fn open_loader(
+    run: &Run,
+    dataset: &Arc<Dataset>,
+    clock: Clock,
+    cpu: Cpu,
+) -> anyhow::Result<Loader> {
+    let options = LoaderOptions {
+        seed: run.train.seed,
+        first_image_idx: clock.images_seen,
+        batch_size: NonZeroUsize::new(run.train.batch_size).unwrap_or(NonZeroUsize::MIN),
+        total_images: run.train.total_images.0,
+        n_workers: NonZeroUsize::new(cpu.threads.count()).unwrap_or(NonZeroUsize::MIN),
+    };
+    Loader::new(dataset, &options)
 }
 
 /// The manifest so far. A run is only continued with the images it was begun with.
@@ -223,26 +241,6 @@ fn finish(trainer: &Trainer, observer: &mut Observer<'_>, limits: &Limits) -> an
 }
 
 impl Trainer {
-    fn new(run: Run, dataset: &Arc<Dataset>, clock: Clock, cpu: Cpu) -> anyhow::Result<Self> {
-        let model = Model::new(&run, cpu)?;
-        let n_workers = NonZeroUsize::new(cpu.threads.count()).unwrap_or(NonZeroUsize::MIN);
-        let options = LoaderOptions {
-            seed: run.train.seed,
-            first_image_idx: clock.images_seen,
-            batch_size: NonZeroUsize::new(run.train.batch_size).unwrap_or(NonZeroUsize::MIN),
-            total_images: run.train.total_images.0,
-            n_workers,
-        };
-        Ok(Self {
-            objective: model.objective(&run)?,
-            optimizer: AdamW::new(model.params(), cpu)?,
-            loader: Loader::new(dataset, &options)?,
-            model,
-            run,
-            clock,
-        })
-    }
-
     fn is_finished(&self) -> bool {
         self.clock.images_seen >= self.run.train.total_images.0
     }
