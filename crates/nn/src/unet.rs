@@ -5,6 +5,7 @@
 
 mod block;
 mod config;
+mod cost;
 
 use std::rc::Rc;
 
@@ -13,6 +14,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use block::{AttentionBlock, Downsample, ResBlock, ResBlockSize, Resampling, Upsample};
 pub use block::{Dropout, DropoutSite};
 pub use config::{Heads, Order, Resample, TimeConditioning, UNetConfig};
+pub use cost::MultiplyAdds;
 
 use crate::layer::{Conv2d, ConvSize, GroupNorm, Linear, Start};
 use crate::op::elementwise::{add, concat, rows, silu};

@@ -87,11 +87,7 @@ impl ResBlock {
             kernel: 3,
             stride: 1,
         };
-        let embed_out = match config.time_conditioning {
-            TimeConditioning::ScaleShift => 2 * c_out,
-            TimeConditioning::Additive => c_out,
-        };
-        let embed_size = [config.embed_channels(), embed_out];
+        let embed_size = [config.embed_channels(), config.embed_outputs(c_out)];
         Ok(Self {
             in_norm: GroupNorm::new(&mut builder.at("in_layers.0"), c_in, Activation::Silu)?,
             in_conv: Conv2d::new(&mut builder.at("in_layers.2"), conv(c_in), Start::Random)?,

@@ -74,8 +74,16 @@ impl UNetConfig {
     }
 
     /// Height of the feature maps at a level.
-    fn level_size(&self, level: usize) -> usize {
+    pub(crate) fn level_size(&self, level: usize) -> usize {
         self.image_size >> level
+    }
+
+    /// Outputs of a residual block's layer that reads the embedding.
+    pub(crate) fn embed_outputs(&self, c_out: usize) -> usize {
+        match self.time_conditioning {
+            TimeConditioning::ScaleShift => 2 * c_out,
+            TimeConditioning::Additive => c_out,
+        }
     }
 
     pub(crate) fn has_attention(&self, level: usize) -> bool {
