@@ -93,6 +93,8 @@ pub enum Command {
     Presets(PresetsArgs),
     /// Say what a model or a preset is
     Info(InfoArgs),
+    /// Measure how fast this machine trains and draws
+    Bench(BenchArgs),
 }
 
 /// Where the computing is done.
@@ -288,6 +290,34 @@ pub struct InfoArgs {
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
     /// Print the results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `p2 bench` may be told.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: p2 bench --preset emoji-32\n\
+    Times vary: let the machine do nothing else, and measure more than once.")]
+pub struct BenchArgs {
+    /// Configuration by name; see `p2 presets`
+    #[arg(long, value_name = "NAME", default_value = "bench-small")]
+    pub preset: String,
+    /// Set one value of the configuration; may be given many times
+    #[arg(long, value_name = "SECTION.KEY=VALUE", action = ArgAction::Append)]
+    pub set: Vec<String>,
+    /// Images computed at once [default: train.micro_batch_size]
+    #[arg(long, value_name = "IMAGES")]
+    pub batch_size: Option<std::num::NonZeroUsize>,
+    /// Timed steps, after two that warm up
+    #[arg(long, value_name = "STEPS", default_value = "5")]
+    pub steps: std::num::NonZeroUsize,
+    /// Draw images instead, as [sample] says; a step is one drawing
+    #[arg(long)]
+    pub sampling: bool,
+    /// Threads to compute with [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<std::num::NonZeroUsize>,
+    /// Print the results as JSON, with the seconds of every step
     #[arg(long)]
     pub json: bool,
 }

@@ -1,5 +1,6 @@
 //! The commands: one file each, named like the command.
 
+mod bench;
 mod info;
 mod presets;
 mod sample;
@@ -18,5 +19,6 @@ pub fn run(command: Command, printer: &Printer) -> anyhow::Result<ExitStatus> {
         Command::Presets(arguments) => presets::presets(&arguments, printer),
         Command::Sample(arguments) => sample::sample(&arguments, printer),
         Command::Info(arguments) => info::info(&arguments, printer),
+        Command::Bench(arguments) => bench::bench(&arguments, printer),
     }
 }

@@ -5,6 +5,7 @@
     allow(clippy::disallowed_methods, reason = "tests write scratch files")
 )]
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod command;

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use p2_diffusion::{
     Denoised, Denoiser, NetworkOutput, NoiseSchedule, Objective, Prediction, Variance,
 };
-use p2_nn::unet::{Dropout, Input};
+use p2_nn::unet::{Dropout, Input, MultiplyAdds};
 use p2_nn::{Cpu, Init, Node, Params, Tape, UNet};
 
 use crate::config::RunConfig;
@@ -95,6 +95,11 @@ impl Model {
     /// The variance of the reverse process.
     pub fn variance(&self) -> Variance {
         self.variance
+    }
+
+    /// What an image's forward pass costs.
+    pub fn multiply_adds(&self) -> MultiplyAdds {
+        self.unet.config().multiply_adds()
     }
 
     /// Height and width of its images.

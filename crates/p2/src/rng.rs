@@ -25,6 +25,8 @@ pub enum Stream {
     Sample = 6,
     /// Fixed noise of the held-out loss; the index is the held-out image.
     HeldOut = 7,
+    /// Pixels of a benchmark; the index is the image.
+    Bench = 8,
 }
 
 /// Draws of one (seed, stream, index, lane): a counter-based ChaCha8 generator at its start.

@@ -75,6 +75,16 @@ impl Trainer {
         })
     }
 
+    /// The network that is trained, and its noise process.
+    pub(crate) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Images that the run has seen.
+    pub(crate) fn images_seen(&self) -> u64 {
+        self.clock.images_seen
+    }
+
     /// Trains until the run, a limit or a signal ends it.
     fn run(
         &mut self,

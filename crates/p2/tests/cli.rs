@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod cli {
+    /// Measuring: which numbers come out, and what is refused.
+    mod bench;
     /// Where a run's values come from, and what is wrong with them.
     mod config;
     /// The lists of presets and of options.

@@ -10,7 +10,7 @@ pub struct Preset {
 }
 
 /// All presets, from quick to slow.
-pub const PRESETS: [Preset; 3] = [
+pub const PRESETS: [Preset; 5] = [
     Preset {
         name: "smoke",
         text: include_str!("../../../../configs/smoke.toml"),
@@ -18,6 +18,14 @@ pub const PRESETS: [Preset; 3] = [
     Preset {
         name: "emoji-32",
         text: include_str!("../../../../configs/emoji-32.toml"),
+    },
+    Preset {
+        name: "bench-small",
+        text: include_str!("../../../../configs/bench-small.toml"),
+    },
+    Preset {
+        name: "bench-medium",
+        text: include_str!("../../../../configs/bench-medium.toml"),
     },
     Preset {
         name: "paper-256",

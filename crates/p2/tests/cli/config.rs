@@ -190,7 +190,7 @@ fn an_unknown_preset_is_corrected() {
             --- stderr
             error: there is no preset `photos`
 
-            hint: the presets are smoke, emoji-32, paper-256; `p2 presets` says what they are
+            hint: the presets are smoke, emoji-32, bench-small, bench-medium, paper-256; `p2 presets` says what they are
         "#]],
     );
 }

@@ -16,9 +16,11 @@ fn presets_are_listed() {
         &expect![[r#"
             exit: 0
             --- stdout
-            smoke      a tiny network on the bundled emoji: seconds, to see that everything works
-            emoji-32   32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores
-            paper-256  the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days
+            smoke         a tiny network on the bundled emoji: seconds, to see that everything works
+            emoji-32      32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores
+            bench-small   the small network of docs/performance.md: 32x32, 5.7 million parameters, for p2 bench
+            bench-medium  the medium network of docs/performance.md: 64x64, 56 million parameters, for p2 bench
+            paper-256     the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days
             --- stderr
 
             use one with `p2 train --preset NAME`; add --dry-run to see its values
@@ -30,7 +32,7 @@ fn presets_are_listed() {
         &expect![[r#"
             exit: 0
             --- stdout
-            [{"name":"smoke","summary":"a tiny network on the bundled emoji: seconds, to see that everything works"},{"name":"emoji-32","summary":"32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores"},{"name":"paper-256","summary":"the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days"}]
+            [{"name":"smoke","summary":"a tiny network on the bundled emoji: seconds, to see that everything works"},{"name":"emoji-32","summary":"32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores"},{"name":"bench-small","summary":"the small network of docs/performance.md: 32x32, 5.7 million parameters, for p2 bench"},{"name":"bench-medium","summary":"the medium network of docs/performance.md: 64x64, 56 million parameters, for p2 bench"},{"name":"paper-256","summary":"the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days"}]
             --- stderr
         "#]],
     );
@@ -54,6 +56,7 @@ fn options_have_one_line_each() {
               sample   Draw images from a trained model
               presets  List the configurations that need no file
               info     Say what a model or a preset is
+              bench    Measure how fast this machine trains and draws
 
             Options:
               -q, --quiet         Tell only warnings and errors
@@ -142,6 +145,40 @@ fn options_have_one_line_each() {
         Example: p2 sample runs/emoji-32 --n-images 64 --steps 50 --out samples
         --- stderr
     "#]],
+    );
+}
+
+#[test]
+fn options_of_measuring_have_one_line_each() {
+    let folder = tempdir().unwrap();
+    check(
+        folder.path(),
+        &["bench", "--help"],
+        &expect![[r#"
+            exit: 0
+            --- stdout
+            Measure how fast this machine trains and draws
+
+            Usage: p2 bench [OPTIONS]
+
+            Options:
+                  --preset <NAME>            Configuration by name; see `p2 presets` [default: bench-small]
+                  --set <SECTION.KEY=VALUE>  Set one value of the configuration; may be given many times
+                  --batch-size <IMAGES>      Images computed at once [default: train.micro_batch_size]
+                  --steps <STEPS>            Timed steps, after two that warm up [default: 5]
+                  --sampling                 Draw images instead, as [sample] says; a step is one drawing
+                  --threads <N>              Threads to compute with [default: one per core]
+                  --json                     Print the results as JSON, with the seconds of every step
+              -q, --quiet                    Tell only warnings and errors
+              -v, --verbose                  Tell more
+                  --color <WHEN>             When to color text for people [default: auto] [possible values:
+                                             auto, always, never]
+              -h, --help                     Print help
+
+            Example: p2 bench --preset emoji-32
+            Times vary: let the machine do nothing else, and measure more than once.
+            --- stderr
+        "#]],
     );
 }
 
