@@ -311,7 +311,7 @@ pub struct BenchArgs {
     /// Timed steps, after two that warm up
     #[arg(long, value_name = "STEPS", default_value = "5")]
     pub steps: std::num::NonZeroUsize,
-    /// Draw images instead, as [sample] says; a step is one drawing
+    /// Draw images as the preset says, do not train; a step is one drawing
     #[arg(long)]
     pub sampling: bool,
     /// Threads to compute with [default: one per core]

@@ -166,7 +166,7 @@ fn options_of_measuring_have_one_line_each() {
                   --set <SECTION.KEY=VALUE>  Set one value of the configuration; may be given many times
                   --batch-size <IMAGES>      Images computed at once [default: train.micro_batch_size]
                   --steps <STEPS>            Timed steps, after two that warm up [default: 5]
-                  --sampling                 Draw images instead, as [sample] says; a step is one drawing
+                  --sampling                 Draw images as the preset says, do not train; a step is one drawing
                   --threads <N>              Threads to compute with [default: one per core]
                   --json                     Print the results as JSON, with the seconds of every step
               -q, --quiet                    Tell only warnings and errors
