@@ -152,31 +152,24 @@ unsafe fn transform_weights<S: Simd>(
     into: *mut f32,
     position_stride: usize,
 ) {
-    let zero = simd.splat_f32s(0.0);
-    let mut half = [[zero; IN]; TAPS];
-    for y in 0..TAPS {
-        let mut taps = [zero; TAPS];
-        for x in 0..TAPS {
+    transform::both_ways(
+        #[inline(always)]
+        |taps| transform::weight(simd, taps),
+        #[inline(always)]
+        |y, x| {
             let columns = &staged[y * TAPS + x][k][first..first + S::F32_LANES];
             // SAFETY: the slice holds a vector; any bits are valid.
-            taps[x] = unsafe { columns.as_ptr().cast::<S::f32s>().read_unaligned() };
-        }
-        half[y] = transform::weight(simd, taps);
-    }
-    for j in 0..IN {
-        let mut column = [zero; TAPS];
-        for y in 0..TAPS {
-            column[y] = half[y][j];
-        }
-        let values = transform::weight(simd, column);
-        for i in 0..IN {
+            unsafe { columns.as_ptr().cast::<S::f32s>().read_unaligned() }
+        },
+        #[inline(always)]
+        |i, j, value| {
             // SAFETY: writable by contract.
             unsafe {
                 let into = into.add((i * IN + j) * position_stride);
-                into.cast::<S::f32s>().write_unaligned(values[i]);
+                into.cast::<S::f32s>().write_unaligned(value);
             }
-        }
-    }
+        },
+    );
 }
 
 /// Distance of two positions of transformed weights: no multiple of 4 KiB, see `Layout`.

@@ -332,10 +332,8 @@ impl WithSimd for Finish<'_> {
                     // SAFETY: the sums hold whole panels at each position, checked above; the
                     // results hold `n_cols`.
                     unsafe {
-                        let taps = finish(simd, groups, from + first, sums.position_stride);
-                        for (tap, value) in taps.into_iter().enumerate() {
-                            store(simd, value, out[tap].add(first), n);
-                        }
+                        let from = (groups, from + first, sums.position_stride);
+                        finish(simd, from, (&out, first, n));
                     }
                 }
             }
@@ -343,46 +341,37 @@ impl WithSimd for Finish<'_> {
     }
 }
 
-/// The gradients of one vector of weights.
+/// The gradients of one vector of weights, to `out` of each tap.
 ///
 /// # Safety
-/// Each group must hold a vector at `from` and each multiple of `position_stride` after it.
+/// Each group must hold a vector at `from` and each multiple of `position_stride` after it; `out`
+/// be writable for `n` floats at `first`.
 #[inline(always)]
 unsafe fn finish<S: Simd>(
     simd: S,
-    groups: &[&[f32]],
-    from: usize,
-    position_stride: usize,
-) -> [S::f32s; TAPS * TAPS] {
-    let zero = simd.splat_f32s(0.0);
-    let mut half = [[zero; IN]; TAPS];
-    for j in 0..IN {
-        let mut column = [zero; IN];
-        for i in 0..IN {
+    (groups, from, position_stride): (&[&[f32]], usize, usize),
+    (out, first, n): (&[*mut f32; TAPS * TAPS], usize, usize),
+) {
+    transform::both_ways(
+        #[inline(always)]
+        |u| transform::weight_gradient(simd, u),
+        #[inline(always)]
+        |i, j| {
             let from = from + (i * IN + j) * position_stride;
-            for (idx, group) in groups.iter().enumerate() {
+            let mut sum = simd.splat_f32s(0.0);
+            for group in groups {
                 // SAFETY: in bounds by contract.
                 let value = unsafe { load(simd, group.as_ptr().add(from), S::F32_LANES) };
-                column[i] = if idx == 0 {
-                    value
-                } else {
-                    simd.add_f32s(column[i], value)
-                };
+                sum = simd.add_f32s(sum, value);
             }
-        }
-        let values = transform::weight_gradient(simd, column);
-        for y in 0..TAPS {
-            half[y][j] = values[y];
-        }
-    }
-    let mut taps = [zero; TAPS * TAPS];
-    for y in 0..TAPS {
-        let values = transform::weight_gradient(simd, half[y]);
-        for x in 0..TAPS {
-            taps[y * TAPS + x] = values[x];
-        }
-    }
-    taps
+            sum
+        },
+        #[inline(always)]
+        |y, x, value| {
+            // SAFETY: writable by contract.
+            unsafe { store(simd, value, out[y * TAPS + x].add(first), n) };
+        },
+    );
 }
 
 /// Adds rows in order.

@@ -1,5 +1,6 @@
 //! Tiles of 4×4 positions of an image, and their two-dimensional transforms.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -255,33 +256,26 @@ unsafe fn transform_input<S: Simd>(
     out: *mut f32,
     layout: &Layout,
 ) {
-    let zero = simd.splat_f32s(0.0);
-    let mut half = [[zero; IN]; IN];
-    for i in 0..IN {
-        let mut d = [zero; IN];
-        for j in 0..IN {
+    transform::both_ways(
+        #[inline(always)]
+        |d| transform::input(simd, d),
+        #[inline(always)]
+        |i, j| {
             // SAFETY: readable by contract.
             unsafe {
                 let source = sources[i * IN + j].add(channels.start);
-                d[j] = load(simd, source, channels.len());
+                load(simd, source, channels.len())
             }
-        }
-        half[i] = transform::input(simd, d);
-    }
-    for j in 0..IN {
-        let mut column = [zero; IN];
-        for i in 0..IN {
-            column[i] = half[i][j];
-        }
-        let values = transform::input(simd, column);
-        for i in 0..IN {
+        },
+        #[inline(always)]
+        |i, j, value| {
             // SAFETY: writable by contract.
             unsafe {
                 let out = out.add((i * IN + j) * layout.position_stride);
-                out.cast::<S::f32s>().write_unaligned(values[i]);
+                out.cast::<S::f32s>().write_unaligned(value);
             }
-        }
-    }
+        },
+    );
 }
 
 /// Output gradients of tiles, zero outside of the images, to their values at the points: `A g A^T`.
@@ -348,40 +342,34 @@ unsafe fn transform_gradient<S: Simd>(
     bias: *mut f32,
     layout: &Layout,
 ) {
-    let zero = simd.splat_f32s(0.0);
-    let mut half = [[zero; IN]; OUT];
-    let mut sum = zero;
-    for i in 0..OUT {
-        let mut g = [zero; OUT];
-        for j in 0..OUT {
+    let sum = Cell::new(simd.splat_f32s(0.0));
+    transform::both_ways(
+        #[inline(always)]
+        |g| transform::output_gradient(simd, g),
+        #[inline(always)]
+        |i, j| {
             let source = sources[i * OUT + j];
-            if !source.is_null() {
-                // SAFETY: readable by contract.
-                g[j] = unsafe { load(simd, source.add(channels.start), channels.len()) };
+            if source.is_null() {
+                return simd.splat_f32s(0.0);
             }
-        }
-        let pairs = [simd.add_f32s(g[0], g[1]), simd.add_f32s(g[2], g[3])];
-        sum = simd.add_f32s(sum, simd.add_f32s(pairs[0], pairs[1]));
-        half[i] = transform::output_gradient(simd, g);
-    }
-    for j in 0..IN {
-        let mut column = [zero; OUT];
-        for i in 0..OUT {
-            column[i] = half[i][j];
-        }
-        let values = transform::output_gradient(simd, column);
-        for i in 0..IN {
+            // SAFETY: readable by contract.
+            let value = unsafe { load(simd, source.add(channels.start), channels.len()) };
+            sum.set(simd.add_f32s(sum.get(), value));
+            value
+        },
+        #[inline(always)]
+        |i, j, value| {
             // SAFETY: writable by contract.
             unsafe {
                 let out = out.add((i * IN + j) * layout.position_stride);
-                out.cast::<S::f32s>().write_unaligned(values[i]);
+                out.cast::<S::f32s>().write_unaligned(value);
             }
-        }
-    }
+        },
+    );
     // SAFETY: readable and writable by contract.
     unsafe {
         let before = bias.cast::<S::f32s>().read_unaligned();
-        let after = simd.add_f32s(before, sum);
+        let after = simd.add_f32s(before, sum.get());
         bias.cast::<S::f32s>().write_unaligned(after);
     }
 }
@@ -438,8 +426,7 @@ impl WithSimd for TransformOutput<'_> {
                     let bias = bias.map_or(simd.splat_f32s(0.0), |bias| {
                         load(simd, bias.as_ptr().add(first), channels.len())
                     });
-                    let outputs = transform_output(simd, m, self.m_position);
-                    add_and_store(simd, outputs, bias, &places, &channels);
+                    transform_output(simd, (m, self.m_position), bias, &places, &channels);
                 }
             }
         }
@@ -462,66 +449,44 @@ impl Default for Place {
     }
 }
 
-/// The 4×4 outputs of one vector of channels.
+/// One vector of channels of one tile.
 ///
 /// # Safety
-/// `m` must be readable for a vector at each position.
+/// `m` must be readable for a vector at each position, places be null or valid for `channels`.
 #[inline(always)]
 unsafe fn transform_output<S: Simd>(
     simd: S,
-    m: *const f32,
-    m_position: usize,
-) -> [[S::f32s; OUT]; OUT] {
-    let zero = simd.splat_f32s(0.0);
-    let mut half = [[zero; IN]; OUT];
-    for j in 0..IN {
-        let mut column = [zero; IN];
-        for i in 0..IN {
-            // SAFETY: readable by contract.
-            unsafe {
-                let from = m.add((i * IN + j) * m_position);
-                column[i] = from.cast::<S::f32s>().read_unaligned();
-            }
-        }
-        let values = transform::output(simd, column);
-        for i in 0..OUT {
-            half[i][j] = values[i];
-        }
-    }
-    let mut outputs = [[zero; OUT]; OUT];
-    for i in 0..OUT {
-        outputs[i] = transform::output(simd, half[i]);
-    }
-    outputs
-}
-
-/// Adds bias and residual and writes the outputs that lie in the image.
-///
-/// # Safety
-/// Places must be null or valid for `channels`.
-#[inline(always)]
-unsafe fn add_and_store<S: Simd>(
-    simd: S,
-    outputs: [[S::f32s; OUT]; OUT],
+    (m, m_position): (*const f32, usize),
     bias: S::f32s,
     places: &[Place; OUT * OUT],
     channels: &Range<usize>,
 ) {
-    for i in 0..OUT {
-        for j in 0..OUT {
+    transform::both_ways(
+        #[inline(always)]
+        |m| transform::output(simd, m),
+        #[inline(always)]
+        |i, j| {
+            // SAFETY: readable by contract.
+            unsafe {
+                let from = m.add((i * IN + j) * m_position);
+                from.cast::<S::f32s>().read_unaligned()
+            }
+        },
+        #[inline(always)]
+        |i, j, value| {
             let place = places[i * OUT + j];
             if place.y.is_null() {
-                continue;
+                return;
             }
             // SAFETY: valid by contract.
             unsafe {
-                let mut value = simd.add_f32s(outputs[i][j], bias);
+                let mut value = simd.add_f32s(value, bias);
                 if !place.residual.is_null() {
                     let residual = place.residual.add(channels.start);
                     value = simd.add_f32s(value, load(simd, residual, channels.len()));
                 }
                 store(simd, value, place.y.add(channels.start), channels.len());
             }
-        }
-    }
+        },
+    );
 }

@@ -144,3 +144,71 @@ pub(super) fn weight_gradient<S: Simd>(simd: S, u: [S::f32s; IN]) -> [S::f32s; T
         add_scaled(simd, scaled(AT_A, A2), even_a, third),
     ]
 }
+
+/// An array made element by element without a loop.
+///
+/// The compiler unrolls no loop around a whole transform, and arrays that a loop indexes are
+/// cleared and kept in memory.
+pub(super) trait Unrolled {
+    type Item;
+    fn unrolled(f: impl FnMut(usize) -> Self::Item) -> Self;
+}
+
+impl<T> Unrolled for [T; TAPS] {
+    type Item = T;
+    #[inline(always)]
+    fn unrolled(mut f: impl FnMut(usize) -> T) -> Self {
+        [f(0), f(1), f(2)]
+    }
+}
+
+impl<T> Unrolled for [T; OUT] {
+    type Item = T;
+    #[inline(always)]
+    fn unrolled(mut f: impl FnMut(usize) -> T) -> Self {
+        [f(0), f(1), f(2), f(3)]
+    }
+}
+
+impl<T> Unrolled for [T; IN] {
+    type Item = T;
+    #[inline(always)]
+    fn unrolled(mut f: impl FnMut(usize) -> T) -> Self {
+        [f(0), f(1), f(2), f(3), f(4), f(5)]
+    }
+}
+
+/// A transform of rows, then of columns: takes `from(row, column)`, gives `into(row, column, value)`.
+#[inline(always)]
+pub(super) fn both_ways<V: Copy, const N: usize, const M: usize>(
+    one_way: impl Fn([V; N]) -> [V; M],
+    from: impl Fn(usize, usize) -> V,
+    mut into: impl FnMut(usize, usize, V),
+) where
+    [V; N]: Unrolled<Item = V>,
+    [[V; M]; N]: Unrolled<Item = [V; M]>,
+    [(); M]: Unrolled<Item = ()>,
+{
+    let half = <[[V; M]; N]>::unrolled(
+        #[inline(always)]
+        |i| {
+            one_way(<[V; N]>::unrolled(
+                #[inline(always)]
+                |j| from(i, j),
+            ))
+        },
+    );
+    <[(); M]>::unrolled(
+        #[inline(always)]
+        |j| {
+            let column = one_way(<[V; N]>::unrolled(
+                #[inline(always)]
+                |i| half[i][j],
+            ));
+            <[(); M]>::unrolled(
+                #[inline(always)]
+                |i| into(i, j, column[i]),
+            );
+        },
+    );
+}
