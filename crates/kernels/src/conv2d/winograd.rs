@@ -13,7 +13,7 @@ mod scratch;
 mod tile;
 mod transform;
 
-use super::{Conv2d, Groups};
+use super::Conv2d;
 use crate::cpu::Cpu;
 use convolve::Convolution;
 use filter::{Direction, Filter};
@@ -21,9 +21,8 @@ use gradient::WeightGradient;
 use tile::Tiles;
 
 /// Whether a convolution is one of 3×3 taps that keeps the size of its images.
-pub(super) fn fits(conv: &Conv2d) -> bool {
-    let shape = (conv.kernel, conv.stride, conv.padding, conv.groups);
-    shape == ([3, 3], 1, [1, 1], Groups::One)
+fn fits(conv: &Conv2d) -> bool {
+    [conv.kernel, conv.stride, conv.padding] == [3, 1, 1]
 }
 
 /// What the larger part of the memory is.
@@ -37,7 +36,8 @@ enum Variant {
 
 /// The faster variant for so many tiles and channels.
 fn variant(n_tiles: usize, [depth, cols]: [usize; 2]) -> Variant {
-    if n_tiles * (depth + cols) <= depth * cols {
+    let e = std::env::var("W_V").map_or(2, |x| x.parse().unwrap());
+    if e == 1 || e == 2 && n_tiles * (depth + cols) <= depth * cols {
         Variant::ByPanels
     } else {
         Variant::ByTiles
@@ -167,8 +167,8 @@ pub fn backward_weight(
     };
     if d_y.is_empty() || d_weight.is_empty() {
         d_weight.fill(0.0);
-        d_bias.fill(0.0);
-    } else if std::env::var_os("W_DEEP").map_or(conv.c_in * conv.c_out >= 1 << 16, |x| x == "1") {
+        conv.backward_bias(d_y, d_bias, cpu);
+    } else if std::env::var_os("W_DEEP").map_or(conv.c_in * conv.c_out > 1 << 13, |x| x == "1") {
         gradient.by_blocks(d_weight, d_bias, cpu);
     } else {
         gradient.by_tiles(d_weight, d_bias, cpu);

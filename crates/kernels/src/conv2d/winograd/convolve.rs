@@ -27,10 +27,6 @@ const BLOCK_LEN: usize = 160 << 10;
 /// Channels of a block of products: two panels.
 const BLOCK_COLS: usize = 2 * COLS;
 
-/// Most input channels whose transforms are kept at a time. With more, blocks get so few tiles
-/// that the weights pass through the cache too often.
-const BLOCK_DEPTH: usize = 384;
-
 /// Depths of transformed weights that fit the second-level cache with the products of a panel.
 const DEEP_DEPTH: usize = 64;
 
@@ -54,60 +50,26 @@ impl Convolution<'_> {
         self.transform_filters(&mut filters, cpu);
         let filters = &filters[..];
         let zeros = vec![0.0; depth];
-        let block_depth = if depth <= BLOCK_DEPTH {
-            depth
-        } else {
-            depth
-                .div_ceil(depth.div_ceil(BLOCK_DEPTH))
-                .next_multiple_of(LINE)
-        };
-        // Products of all columns wait for the next depths, if there are any.
-        let block_cols = if block_depth == depth {
-            BLOCK_COLS.min(cols.next_multiple_of(LINE))
-        } else {
-            cols.next_multiple_of(LINE)
-        };
-        let block_tiles = self.block_tiles(block_depth + BLOCK_COLS, cpu);
+        let block_cols = BLOCK_COLS.min(cols.next_multiple_of(LINE));
+        let block_tiles = self.block_tiles(depth + block_cols, cpu);
         let n_tiles = self.tiles.count();
         let y = Shared::new(y);
         cpu.threads
             .for_each(n_tiles.div_ceil(block_tiles), |block| {
                 let range = block * block_tiles..n_tiles.min((block + 1) * block_tiles);
-                let layout = Layout::tiles_by_channels(range.len(), block_depth);
+                let size = [range.len(), depth];
+                let layout = Layout::tiles_by_channels(range.len(), depth);
                 let mut inputs = Scratch::take(layout.len());
+                let into = Planes::new(&mut inputs, layout, size);
+                self.transform_inputs(range.clone(), &zeros, &into, 0, cpu);
                 let mut products = Block::new(range.len(), block_cols);
-                for first_col in (0..cols).step_by(block_cols.max(1)) {
+                for first_col in (0..cols).step_by(block_cols) {
                     let part = first_col..cols.min(first_col + block_cols);
-                    for first_k in (0..depth.max(1)).step_by(block_depth.max(1)) {
-                        let depths = first_k..depth.min(first_k + block_depth);
-                        if first_col == 0 {
-                            let size = [range.len(), depths.len()];
-                            let into = Planes::new(&mut inputs, layout, size);
-                            self.transform_inputs(
-                                range.clone(),
-                                depths.clone(),
-                                &zeros,
-                                &into,
-                                0,
-                                cpu,
-                            );
-                        }
-                        for col in part.clone().step_by(COLS) {
-                            let panel =
-                                &filters[col / COLS * panel_len(depth)..][..panel_len(depth)];
-                            products.multiply(
-                                [&inputs, panel.get(first_k * COLS..).unwrap_or(&[])],
-                                layout,
-                                position_stride(depth),
-                                [depths.len(), col - first_col, panel_cols(col, cols)],
-                                if first_k == 0 {
-                                    Sums::Set
-                                } else {
-                                    Sums::Continue
-                                },
-                                cpu,
-                            );
-                        }
+                    for col in part.clone().step_by(COLS) {
+                        let panel = &filters[col / COLS * panel_len(depth)..][..panel_len(depth)];
+                        let size = [depth, panel_cols(col, cols)];
+                        let into = (col - first_col, Sums::Set);
+                        products.multiply((&inputs, layout), (panel, depth), size, into, cpu);
                     }
                     self.transform_outputs(&products, range.clone(), part, &y, cpu);
                 }
@@ -127,7 +89,7 @@ impl Convolution<'_> {
         cpu.threads.for_each(n_tiles.div_ceil(DEEP_TILES), |task| {
             let first = task * DEEP_TILES;
             let range = first..n_tiles.min(first + DEEP_TILES);
-            self.transform_inputs(range, 0..depth, &zeros, &into, first, cpu);
+            self.transform_inputs(range, &zeros, &into, first, cpu);
         });
         let inputs = &inputs[..];
         let y = Shared::new(y);
@@ -137,20 +99,26 @@ impl Convolution<'_> {
             let mut products = Block::new(n_tiles, COLS);
             for first_k in (0..depth.max(1)).step_by(DEEP_DEPTH) {
                 let depths = first_k..depth.min(first_k + DEEP_DEPTH);
-                self.transform_panel(depths.clone(), part.start, &mut filters, DEEP_DEPTH, cpu);
+                cpu.isa.dispatch(TransformFilter {
+                    filter: self.filter,
+                    depth: depths.clone(),
+                    first_col: part.start,
+                    into: &Shared::new(&mut filters),
+                    start: 0,
+                    position_stride: position_stride(DEEP_DEPTH),
+                });
                 let from = first_k / layout.chunk * layout.chunk_stride;
-                products.multiply(
-                    [&inputs[from..], &filters],
-                    layout,
-                    position_stride(DEEP_DEPTH),
-                    [depths.len(), 0, panel_cols(part.start, cols)],
+                let size = [depths.len(), panel_cols(part.start, cols)];
+                let into = (
+                    0,
                     if first_k == 0 {
                         Sums::Set
                     } else {
                         Sums::Continue
                     },
-                    cpu,
                 );
+                let inputs = (&inputs[from..], layout);
+                products.multiply(inputs, (&filters, DEEP_DEPTH), size, into, cpu);
             }
             self.transform_outputs(&products, 0..n_tiles, part, &y, cpu);
         });
@@ -167,52 +135,27 @@ impl Convolution<'_> {
         n_tiles.div_ceil(n_blocks).next_multiple_of(4).max(4)
     }
 
+    /// All weights, panel by panel.
     fn transform_filters(&self, filters: &mut [f32], cpu: Cpu) {
         let (depth, cols) = (self.filter.depth(), self.filter.cols());
+        let panels = Shared::new(filters);
         let n_parts = depth.div_ceil(FILTER_DEPTH);
-        let n_panels = cols.div_ceil(COLS);
-        assert!(filters.len() >= n_panels * panel_len(depth));
-        let into = Pointer(filters.as_mut_ptr());
-        cpu.threads.for_each(n_panels * n_parts, |task| {
+        cpu.threads.for_each(cols.div_ceil(COLS) * n_parts, |task| {
             let (panel, first) = (task / n_parts, task % n_parts * FILTER_DEPTH);
-            let transform = TransformFilter {
+            cpu.isa.dispatch(TransformFilter {
                 filter: self.filter,
                 depth: first..depth.min(first + FILTER_DEPTH),
                 first_col: panel * COLS,
-                into: into.at(panel * panel_len(depth) + first * COLS),
+                into: &panels,
+                start: panel * panel_len(depth) + first * COLS,
                 position_stride: position_stride(depth),
-            };
-            // SAFETY: `filters` holds all panels; tasks write different panels or depths.
-            unsafe { transform.run(cpu.isa) };
+            });
         });
-    }
-
-    /// The weights of some depths and of the panel from `first_col` on, at the start of `into`,
-    /// which has room for `room` depths.
-    fn transform_panel(
-        &self,
-        depth: Range<usize>,
-        first_col: usize,
-        into: &mut [f32],
-        room: usize,
-        cpu: Cpu,
-    ) {
-        assert!(depth.len() <= room && into.len() >= panel_len(room));
-        let transform = TransformFilter {
-            filter: self.filter,
-            depth,
-            first_col,
-            into: into.as_mut_ptr(),
-            position_stride: position_stride(room),
-        };
-        // SAFETY: `into` is exclusive and large enough.
-        unsafe { transform.run(cpu.isa) };
     }
 
     fn transform_inputs(
         &self,
         range: Range<usize>,
-        part: Range<usize>,
         zeros: &[f32],
         into: &Planes<'_>,
         slot: usize,
@@ -222,7 +165,6 @@ impl Convolution<'_> {
             tiles: self.tiles,
             x: self.x,
             channels: self.filter.depth(),
-            part,
             zeros,
             range,
             into,
@@ -253,19 +195,6 @@ impl Convolution<'_> {
     }
 }
 
-/// A pointer that threads may share, for writes to different places.
-#[derive(Clone, Copy)]
-struct Pointer(*mut f32);
-
-// SAFETY: only writes to different places go through it.
-unsafe impl Sync for Pointer {}
-
-impl Pointer {
-    fn at(self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
-    }
-}
-
 /// The products of some tiles and columns, `[36, tile, cols]`.
 struct Block {
     sums: Scratch,
@@ -285,15 +214,14 @@ impl Block {
         }
     }
 
-    /// Multiplies inputs by `depth` rows of a panel that is live in `n_cols` columns, into the
-    /// columns from `col` on.
+    /// Multiplies inputs by `depth` rows of a panel with room for `room` of them, which is live in
+    /// `n_cols` columns; the products go to the columns from `col` on.
     fn multiply(
         &mut self,
-        [inputs, panel]: [&[f32]; 2],
-        layout: Layout,
-        b_position: usize,
-        [depth, col, n_cols]: [usize; 3],
-        sums: Sums,
+        (inputs, layout): (&[f32], Layout),
+        (panel, room): (&[f32], usize),
+        [depth, n_cols]: [usize; 2],
+        (col, sums): (usize, Sums),
         cpu: Cpu,
     ) {
         let products = Products {
@@ -303,7 +231,7 @@ impl Block {
                 chunk_stride: layout.chunk_stride,
             },
             b: panel,
-            b_position,
+            b_position: position_stride(room),
             c: &mut self.sums[col..],
             c_position: self.position_stride,
             c_row: self.cols,

@@ -7,6 +7,7 @@ use pulp::{Simd, WithSimd};
 use super::product::COLS;
 use super::scratch::LINE;
 use super::transform::{self, IN, POSITIONS, TAPS};
+use crate::cpu::Shared;
 
 /// The weights of a convolution, `[3, 3, C_in, C_out]`, as it multiplies by them.
 #[derive(Clone, Copy)]
@@ -89,50 +90,38 @@ pub(super) struct TransformFilter<'a> {
     pub(super) depth: Range<usize>,
     /// The first column of the panel.
     pub(super) first_col: usize,
-    /// Starts with the first depth; rows of [`COLS`] elements.
-    pub(super) into: *mut f32,
+    /// Different tasks write different panels or depths.
+    pub(super) into: &'a Shared<'a>,
+    /// Where the first depth goes; rows of [`COLS`] elements.
+    pub(super) start: usize,
     pub(super) position_stride: usize,
-}
-
-impl TransformFilter<'_> {
-    /// The transform.
-    ///
-    /// # Safety
-    /// `into` must be writable for `depth.len()` rows at each position, and be written by nobody
-    /// else.
-    pub(super) unsafe fn run(self, isa: crate::Isa) {
-        isa.dispatch(self);
-    }
 }
 
 impl WithSimd for TransformFilter<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        let rows_len = self.depth.len() * COLS;
+        let rows: [*mut f32; POSITIONS] = std::array::from_fn(|position| {
+            let start = self.start + position * self.position_stride;
+            // SAFETY: tasks write different panels or depths.
+            unsafe { self.into.tile(start, rows_len) }.as_mut_ptr()
+        });
         let mut staged = [[[0.0; STAGE]; STAGE]; TAPS * TAPS];
         for first_k in self.depth.clone().step_by(STAGE) {
             let depth = first_k..self.depth.end.min(first_k + STAGE);
             // A panel of which half is live is used in that half only.
             for half in (0..COLS).step_by(STAGE) {
-                if half > 0 && self.first_col + half >= self.filter.cols() {
+                let first_col = self.first_col + half;
+                if half > 0 && first_col >= self.filter.cols() {
                     break;
                 }
-                self.filter
-                    .stage(depth.clone(), self.first_col + half, &mut staged);
+                self.filter.stage(depth.clone(), first_col, &mut staged);
                 for (k, row) in depth.clone().enumerate() {
                     for first in (0..STAGE).step_by(S::F32_LANES) {
-                        let into = (row - self.depth.start) * COLS + half + first;
-                        let into = self.into.wrapping_add(into);
-                        // SAFETY: the row is writable at each position by the contract of `run`.
-                        unsafe {
-                            transform_weights(
-                                simd,
-                                &staged,
-                                [k, first],
-                                into,
-                                self.position_stride,
-                            );
-                        }
+                        let offset = (row - self.depth.start) * COLS + half + first;
+                        // SAFETY: there is a row for each depth at each position.
+                        unsafe { transform_weights(simd, &staged, [k, first], &rows, offset) };
                     }
                 }
             }
@@ -143,14 +132,14 @@ impl WithSimd for TransformFilter<'_> {
 /// One vector of columns at one depth.
 ///
 /// # Safety
-/// `into` must be writable for a vector at each position.
+/// The rows must be writable for a vector at `offset`.
 #[inline(always)]
 unsafe fn transform_weights<S: Simd>(
     simd: S,
     staged: &Staged,
     [k, first]: [usize; 2],
-    into: *mut f32,
-    position_stride: usize,
+    rows: &[*mut f32; POSITIONS],
+    offset: usize,
 ) {
     transform::both_ways(
         #[inline(always)]
@@ -165,7 +154,7 @@ unsafe fn transform_weights<S: Simd>(
         |i, j, value| {
             // SAFETY: writable by contract.
             unsafe {
-                let into = into.add((i * IN + j) * position_stride);
+                let into = rows[i * IN + j].add(offset);
                 into.cast::<S::f32s>().write_unaligned(value);
             }
         },

@@ -30,17 +30,24 @@ const BLOCK_LEN: usize = 224 << 10;
 /// Floats of all groups' sums: some megabytes, which a third-level cache holds.
 const GROUPS_LEN: usize = 3 << 20;
 
+/// Fewest tiles of a group: with fewer, adding the groups costs more than it saves.
+const GROUP_TILES: usize = 128;
+
 /// Most groups: more feed no more threads, but have to be added.
 const MAX_GROUPS: usize = 16;
 
-/// Floats of the transforms of all tiles that are multiplied at a time by blocks of channels.
-const CHUNK_LEN: usize = 12 << 20;
+/// Floats of the transforms that are multiplied at a time by blocks of channels: 4 MiB, which stay
+/// in a third-level cache; more if the sums, which wait between chunks, are larger anyway.
+const MIN_CHUNK_LEN: usize = 1 << 20;
+
+/// At most 48 MiB.
+const MAX_CHUNK_LEN: usize = 12 << 20;
 
 /// Tiles that one task transforms then.
 const CHUNK_TILES: usize = 8;
 
-/// Input channels of a block of sums: with one panel of output channels about 430 KiB.
-const BLOCK_ROWS: usize = 96;
+/// Input and output channels of a block of sums.
+const BLOCK_SIZE: [usize; 2] = [128, 64];
 
 /// Rows of weights that one task transforms back.
 const FINISH_ROWS: usize = 16;
@@ -101,16 +108,16 @@ impl WeightGradient<'_> {
     /// sums stay in a thread's cache until they are transformed back.
     pub(super) fn by_blocks(&self, d_weight: &mut [f32], d_bias: &mut [f32], cpu: Cpu) {
         let n_tiles = self.tiles.count();
-        let most = CHUNK_LEN / (POSITIONS * (self.c_in + self.c_out));
-        let n_chunks = n_tiles.div_ceil(most.max(CHUNK_TILES));
-        let chunk_tiles = n_tiles.div_ceil(n_chunks).next_multiple_of(CHUNK_TILES);
-        let n_panels = self.c_out.div_ceil(COLS);
-        let n_blocks = n_panels * self.c_in.div_ceil(BLOCK_ROWS);
+        let chunk_tiles = self.chunk_tiles();
+        let n_chunks = n_tiles.div_ceil(chunk_tiles);
+        let [block_rows, block_cols] = self.block_size(cpu);
+        let n_strips = self.c_out.div_ceil(block_cols);
+        let n_blocks = n_strips * self.c_in.div_ceil(block_rows);
         let block = |idx: usize| {
-            let (row, col) = (idx / n_panels * BLOCK_ROWS, idx % n_panels * COLS);
+            let (row, col) = (idx / n_strips * block_rows, idx % n_strips * block_cols);
             SumsLayout::new([
-                row..self.c_in.min(row + BLOCK_ROWS),
-                col..self.c_out.min(col + COLS),
+                row..self.c_in.min(row + block_rows),
+                col..self.c_out.min(col + block_cols),
             ])
         };
         let block_len = block(0).len();
@@ -183,7 +190,6 @@ impl WeightGradient<'_> {
             tiles: self.tiles,
             x: self.x,
             channels: self.c_in,
-            part: 0..self.c_in,
             zeros,
             range: range.clone(),
             into: inputs,
@@ -200,11 +206,32 @@ impl WeightGradient<'_> {
         });
     }
 
+    /// Tiles whose transforms are multiplied at a time.
+    fn chunk_tiles(&self) -> usize {
+        let sums_len = POSITIONS * self.c_in * self.c_out;
+        let most = sums_len.clamp(MIN_CHUNK_LEN, MAX_CHUNK_LEN);
+        let most = (most / (POSITIONS * (self.c_in + self.c_out))).max(CHUNK_TILES);
+        let n_tiles = self.tiles.count();
+        let like = n_tiles.div_ceil(n_tiles.div_ceil(most));
+        like.next_multiple_of(CHUNK_TILES)
+    }
+
     /// A power of two, so that most numbers of threads get equal shares.
     fn groups(&self, sums_len: usize) -> usize {
-        let most = (GROUPS_LEN / sums_len).min(self.tiles.count() / 8);
+        let most = (GROUPS_LEN / sums_len).min(self.tiles.count() / GROUP_TILES);
         let most = most.clamp(1, MAX_GROUPS);
         1 << most.ilog2()
+    }
+
+    /// Rows and columns of a block of sums: large ones read the operands fewer times, but there
+    /// have to be some for each thread. No bit of a result depends on it.
+    fn block_size(&self, cpu: Cpu) -> [usize; 2] {
+        let [mut rows, mut cols] = BLOCK_SIZE;
+        let count = |rows, cols| self.c_in.div_ceil(rows) * self.c_out.div_ceil(cols);
+        while count(rows, cols) < cpu.threads.count() && rows * cols > COLS * COLS {
+            if rows > cols { rows /= 2 } else { cols /= 2 }
+        }
+        [rows, cols]
     }
 
     fn block_tiles(&self) -> usize {

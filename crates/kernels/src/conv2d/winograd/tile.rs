@@ -202,9 +202,7 @@ pub(super) struct TransformInput<'a> {
     /// `[N, H, W, channels]`.
     pub(super) x: &'a [f32],
     pub(super) channels: usize,
-    /// The channels to transform: the first of them becomes channel 0 of the result.
-    pub(super) part: Range<usize>,
-    /// At least as many as there are channels in `part`.
+    /// As many zeros as there are channels.
     pub(super) zeros: &'a [f32],
     pub(super) range: Range<usize>,
     pub(super) into: &'a Planes<'a>,
@@ -216,16 +214,16 @@ impl WithSimd for TransformInput<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        assert_eq!(self.into.n_channels, self.part.len());
+        assert_eq!(self.into.n_channels, self.channels);
         for (tile, slot) in self.range.clone().zip(self.slot..) {
-            let mut sources = [self.zeros[..self.part.len()].as_ptr(); POSITIONS];
+            let mut sources = [self.zeros[..self.channels].as_ptr(); POSITIONS];
             self.tiles.for_each_position::<IN>(
                 tile,
                 1,
                 #[inline(always)]
                 |idx, position| {
                     let channels = &self.x[position * self.channels..][..self.channels];
-                    sources[idx] = channels[self.part.clone()].as_ptr();
+                    sources[idx] = channels.as_ptr();
                 },
             );
             self.into.for_each_vector(
@@ -233,7 +231,7 @@ impl WithSimd for TransformInput<'_> {
                 S::F32_LANES,
                 #[inline(always)]
                 |channels, out| {
-                    // SAFETY: each source has the channels of `part`; `into` has room for a vector
+                    // SAFETY: each source has all channels; `into` has room for a vector
                     // at each position by the contract of `for_each_vector`.
                     unsafe {
                         transform_input(simd, &sources, &channels, out, &self.into.layout);
