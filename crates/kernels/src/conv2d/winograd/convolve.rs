@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use super::filter::{Filter, TransformFilter, panel_len, position_stride};
+use super::images::{TransformInput, TransformOutput};
 use super::product::{COLS, Products, Rows, Sums};
 use super::scratch::{LINE, Scratch};
-use super::tile::{Layout, Planes, Tiles, TransformInput, TransformOutput};
+use super::tile::{Layout, Planes, Tiles};
 use super::transform::POSITIONS;
 use crate::cpu::{Cpu, Shared};
 
@@ -97,6 +98,7 @@ impl Convolution<'_> {
             let part = panel * COLS..cols.min((panel + 1) * COLS);
             let mut filters = Scratch::take(panel_len(DEEP_DEPTH));
             let mut products = Block::new(n_tiles, COLS);
+            let mut sums = Sums::Set;
             for first_k in (0..depth.max(1)).step_by(DEEP_DEPTH) {
                 let depths = first_k..depth.min(first_k + DEEP_DEPTH);
                 cpu.isa.dispatch(TransformFilter {
@@ -109,16 +111,10 @@ impl Convolution<'_> {
                 });
                 let from = first_k / layout.chunk * layout.chunk_stride;
                 let size = [depths.len(), panel_cols(part.start, cols)];
-                let into = (
-                    0,
-                    if first_k == 0 {
-                        Sums::Set
-                    } else {
-                        Sums::Continue
-                    },
-                );
+
                 let inputs = (&inputs[from..], layout);
-                products.multiply(inputs, (&filters, DEEP_DEPTH), size, into, cpu);
+                products.multiply(inputs, (&filters, DEEP_DEPTH), size, (0, sums), cpu);
+                sums = Sums::Continue;
             }
             self.transform_outputs(&products, 0..n_tiles, part, &y, cpu);
         });

@@ -1,11 +1,12 @@
-//! The filters of a convolution and their transforms.
+//! The filters of a convolution, their gradients, and the transforms of both.
 
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::product::COLS;
+use super::product::{COLS, ROW_STEP};
 use super::scratch::LINE;
+use super::tile::{load, store};
 use super::transform::{self, IN, POSITIONS, TAPS};
 use crate::cpu::Shared;
 
@@ -169,4 +170,110 @@ pub(super) fn position_stride(depth: usize) -> usize {
 /// Length of the transformed weights of a panel.
 pub(super) fn panel_len(depth: usize) -> usize {
     POSITIONS * position_stride(depth)
+}
+
+/// Sums of products of some input and output channels, `[36, panel, row, COLS]`.
+pub(super) struct SumsLayout {
+    pub(super) rows: Range<usize>,
+    /// Starts at a panel.
+    pub(super) cols: Range<usize>,
+    pub(super) panel_stride: usize,
+    pub(super) position_stride: usize,
+}
+
+impl SumsLayout {
+    pub(super) fn new([rows, cols]: [Range<usize>; 2]) -> Self {
+        let panel_stride = rows.len().next_multiple_of(ROW_STEP) * COLS;
+        Self {
+            panel_stride,
+            position_stride: cols.len().div_ceil(COLS) * panel_stride + LINE,
+            rows,
+            cols,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        POSITIONS * self.position_stride
+    }
+}
+
+/// Adds the sums of all groups and transforms them to gradients of weights: `G^T u G`.
+pub(super) struct TransformSums<'a> {
+    pub(super) sums: &'a SumsLayout,
+    pub(super) groups: &'a [&'a [f32]],
+    /// Part of the rows of `sums`.
+    pub(super) rows: Range<usize>,
+    /// `[3, 3, C_in, C_out]`, of which the rows and the columns of `sums` are written.
+    pub(super) d_weight: &'a Shared<'a>,
+    pub(super) channels: [usize; 2],
+}
+
+impl WithSimd for TransformSums<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            sums,
+            groups,
+            rows,
+            d_weight,
+            channels: [c_in, c_out],
+        } = self;
+        assert!(groups.iter().all(|group| group.len() >= sums.len()));
+        assert!(sums.rows.start <= rows.start && rows.end <= sums.rows.end);
+        for row in rows {
+            for (panel, col) in sums.cols.clone().step_by(COLS).enumerate() {
+                let n_cols = COLS.min(sums.cols.end - col);
+                let from = panel * sums.panel_stride + (row - sums.rows.start) * COLS;
+                let mut out = [std::ptr::null_mut(); TAPS * TAPS];
+                for (tap, out) in out.iter_mut().enumerate() {
+                    let start = (tap * c_in + row) * c_out + col;
+                    // SAFETY: rows and columns of different tasks are disjoint.
+                    *out = unsafe { d_weight.tile(start, n_cols) }.as_mut_ptr();
+                }
+                for first in (0..n_cols).step_by(S::F32_LANES) {
+                    let n = S::F32_LANES.min(n_cols - first);
+                    // SAFETY: the sums hold whole panels at each position, checked above; the
+                    // results hold `n_cols`.
+                    unsafe {
+                        let from = (groups, from + first, sums.position_stride);
+                        transform_sums(simd, from, (&out, first, n));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The gradients of one vector of weights, to `out` of each tap.
+///
+/// # Safety
+/// Each group must hold a vector at `from` and each multiple of `position_stride` after it; `out`
+/// be writable for `n` floats at `first`.
+#[inline(always)]
+unsafe fn transform_sums<S: Simd>(
+    simd: S,
+    (groups, from, position_stride): (&[&[f32]], usize, usize),
+    (out, first, n): (&[*mut f32; TAPS * TAPS], usize, usize),
+) {
+    transform::both_ways(
+        #[inline(always)]
+        |u| transform::weight_gradient(simd, u),
+        #[inline(always)]
+        |i, j| {
+            let from = from + (i * IN + j) * position_stride;
+            let mut sum = simd.splat_f32s(0.0);
+            for group in groups {
+                // SAFETY: in bounds by contract.
+                let value = unsafe { load(simd, group.as_ptr().add(from), S::F32_LANES) };
+                sum = simd.add_f32s(sum, value);
+            }
+            sum
+        },
+        #[inline(always)]
+        |y, x, value| {
+            // SAFETY: writable by contract.
+            unsafe { store(simd, value, out[y * TAPS + x].add(first), n) };
+        },
+    );
 }

@@ -1,15 +1,13 @@
-//! Tiles of 4×4 positions of an image, and their two-dimensional transforms.
+//! Tiles of 4×4 positions of images, and where their transformed values lie.
 
-use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use pulp::{Simd, WithSimd};
+use pulp::Simd;
 
 use super::product::{COLS, DEPTH_CHUNK, ROW_STEP};
 use super::scratch::LINE;
-use super::transform::{self, IN, OUT, POSITIONS};
-use crate::cpu::Shared;
+use super::transform::{OUT, POSITIONS};
 
 /// The tiles that cover some images, row by row.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +38,7 @@ impl Tiles {
     /// Calls `f(i * SIDE + j, position)` for the positions of the images that lie in the square of
     /// SIDE×SIDE whose first corner is `border` before the tile's.
     #[inline(always)]
-    fn for_each_position<const SIDE: usize>(
+    pub(super) fn for_each_position<const SIDE: usize>(
         &self,
         tile: usize,
         border: usize,
@@ -111,15 +109,17 @@ impl Layout {
 }
 
 /// Transformed values that several threads write, each those of its own tiles.
+///
+/// Like [`crate::cpu::Shared`], for places that lie apart: tasks must take different tiles.
 pub(super) struct Planes<'a> {
     data: *mut f32,
-    layout: Layout,
+    pub(super) layout: Layout,
     n_tiles: usize,
-    n_channels: usize,
+    pub(super) n_channels: usize,
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: writers promise to touch different tiles.
+// SAFETY: nothing is read through it, and tasks write different tiles.
 unsafe impl Sync for Planes<'_> {}
 
 impl<'a> Planes<'a> {
@@ -145,7 +145,7 @@ impl<'a> Planes<'a> {
     /// Calls `f(channels, pointer)` for each vector of the tile's channels; the pointer is that of
     /// position 0, and all positions have room for a whole vector.
     #[inline(always)]
-    fn for_each_vector(
+    pub(super) fn for_each_vector(
         &self,
         tile: usize,
         lanes: usize,
@@ -194,297 +194,4 @@ pub(super) unsafe fn store<S: Simd>(simd: S, values: S::f32s, into: *mut f32, n:
             simd.partial_store_f32s(std::slice::from_raw_parts_mut(into, n), values);
         }
     }
-}
-
-/// Inputs of tiles, with zeros around the images, to their values at the points: `B^T d B`.
-pub(super) struct TransformInput<'a> {
-    pub(super) tiles: Tiles,
-    /// `[N, H, W, channels]`.
-    pub(super) x: &'a [f32],
-    pub(super) channels: usize,
-    /// As many zeros as there are channels.
-    pub(super) zeros: &'a [f32],
-    pub(super) range: Range<usize>,
-    pub(super) into: &'a Planes<'a>,
-    /// Where the first tile goes.
-    pub(super) slot: usize,
-}
-
-impl WithSimd for TransformInput<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        assert_eq!(self.into.n_channels, self.channels);
-        for (tile, slot) in self.range.clone().zip(self.slot..) {
-            let mut sources = [self.zeros[..self.channels].as_ptr(); POSITIONS];
-            self.tiles.for_each_position::<IN>(
-                tile,
-                1,
-                #[inline(always)]
-                |idx, position| {
-                    let channels = &self.x[position * self.channels..][..self.channels];
-                    sources[idx] = channels.as_ptr();
-                },
-            );
-            self.into.for_each_vector(
-                slot,
-                S::F32_LANES,
-                #[inline(always)]
-                |channels, out| {
-                    // SAFETY: each source has all channels; `into` has room for a vector
-                    // at each position by the contract of `for_each_vector`.
-                    unsafe {
-                        transform_input(simd, &sources, &channels, out, &self.into.layout);
-                    }
-                },
-            );
-        }
-    }
-}
-
-/// One vector of channels of one tile.
-///
-/// # Safety
-/// Each source must be readable for `channels`, `out` writable for a vector at each position.
-#[inline(always)]
-unsafe fn transform_input<S: Simd>(
-    simd: S,
-    sources: &[*const f32; POSITIONS],
-    channels: &Range<usize>,
-    out: *mut f32,
-    layout: &Layout,
-) {
-    transform::both_ways(
-        #[inline(always)]
-        |d| transform::input(simd, d),
-        #[inline(always)]
-        |i, j| {
-            // SAFETY: readable by contract.
-            unsafe {
-                let source = sources[i * IN + j].add(channels.start);
-                load(simd, source, channels.len())
-            }
-        },
-        #[inline(always)]
-        |i, j, value| {
-            // SAFETY: writable by contract.
-            unsafe {
-                let out = out.add((i * IN + j) * layout.position_stride);
-                out.cast::<S::f32s>().write_unaligned(value);
-            }
-        },
-    );
-}
-
-/// Output gradients of tiles, zero outside of the images, to their values at the points: `A g A^T`.
-pub(super) struct TransformGradient<'a> {
-    pub(super) tiles: Tiles,
-    /// `[N, H, W, channels]`.
-    pub(super) d_y: &'a [f32],
-    pub(super) channels: usize,
-    pub(super) range: Range<usize>,
-    pub(super) into: &'a Planes<'a>,
-    /// Where the first tile goes.
-    pub(super) slot: usize,
-    /// The sum over all positions is added to this; whole vectors of channels.
-    pub(super) bias: &'a mut [f32],
-}
-
-impl WithSimd for TransformGradient<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        assert_eq!(self.into.n_channels, self.channels);
-        assert!(self.bias.len() >= self.channels.next_multiple_of(LINE));
-        let bias = self.bias.as_mut_ptr();
-        for (tile, slot) in self.range.clone().zip(self.slot..) {
-            let mut sources = [std::ptr::null(); OUT * OUT];
-            self.tiles.for_each_position::<OUT>(
-                tile,
-                0,
-                #[inline(always)]
-                |idx, position| {
-                    let channels = &self.d_y[position * self.channels..][..self.channels];
-                    sources[idx] = channels.as_ptr();
-                },
-            );
-            self.into.for_each_vector(
-                slot,
-                S::F32_LANES,
-                #[inline(always)]
-                |channels, out| {
-                    // SAFETY: each source is null or has all channels; `bias` has whole vectors;
-                    // `into` has room for a vector at each position by the contract of
-                    // `for_each_vector`.
-                    unsafe {
-                        let bias = bias.add(channels.start);
-                        transform_gradient(simd, &sources, &channels, out, bias, &self.into.layout);
-                    }
-                },
-            );
-        }
-    }
-}
-
-/// One vector of channels of one tile.
-///
-/// # Safety
-/// Each source must be null or readable for `channels`, `bias` readable and writable for a vector,
-/// `out` writable for one at each position.
-#[inline(always)]
-unsafe fn transform_gradient<S: Simd>(
-    simd: S,
-    sources: &[*const f32; OUT * OUT],
-    channels: &Range<usize>,
-    out: *mut f32,
-    bias: *mut f32,
-    layout: &Layout,
-) {
-    let sum = Cell::new(simd.splat_f32s(0.0));
-    transform::both_ways(
-        #[inline(always)]
-        |g| transform::output_gradient(simd, g),
-        #[inline(always)]
-        |i, j| {
-            let source = sources[i * OUT + j];
-            if source.is_null() {
-                return simd.splat_f32s(0.0);
-            }
-            // SAFETY: readable by contract.
-            let value = unsafe { load(simd, source.add(channels.start), channels.len()) };
-            sum.set(simd.add_f32s(sum.get(), value));
-            value
-        },
-        #[inline(always)]
-        |i, j, value| {
-            // SAFETY: writable by contract.
-            unsafe {
-                let out = out.add((i * IN + j) * layout.position_stride);
-                out.cast::<S::f32s>().write_unaligned(value);
-            }
-        },
-    );
-    // SAFETY: readable and writable by contract.
-    unsafe {
-        let before = bias.cast::<S::f32s>().read_unaligned();
-        let after = simd.add_f32s(before, sum.get());
-        bias.cast::<S::f32s>().write_unaligned(after);
-    }
-}
-
-/// Products of tiles to outputs: `A^T m A`, plus bias and residual.
-pub(super) struct TransformOutput<'a> {
-    pub(super) tiles: Tiles,
-    /// `[36, tile, m_row]`, positions `m_position` apart; the first tile is that of `range`.
-    pub(super) m: &'a [f32],
-    pub(super) m_position: usize,
-    pub(super) m_row: usize,
-    pub(super) range: Range<usize>,
-    /// `[N, H, W, channels]`, like `residual`.
-    pub(super) y: &'a Shared<'a>,
-    pub(super) channels: usize,
-    /// The channels to write: the columns of `m`.
-    pub(super) part: Range<usize>,
-    pub(super) bias: Option<&'a [f32]>,
-    pub(super) residual: Option<&'a [f32]>,
-}
-
-impl WithSimd for TransformOutput<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let n = self.part.len();
-        assert!(n.next_multiple_of(LINE) <= self.m_row && LINE.is_multiple_of(S::F32_LANES));
-        let m_end = (POSITIONS - 1) * self.m_position + self.range.len() * self.m_row;
-        assert!(m_end <= self.m.len());
-        let bias = self.bias.map(|bias| &bias[self.part.clone()]);
-        for (slot, tile) in self.range.clone().enumerate() {
-            let mut places = [Place::default(); OUT * OUT];
-            self.tiles.for_each_position::<OUT>(
-                tile,
-                0,
-                #[inline(always)]
-                |idx, position| {
-                    let start = position * self.channels + self.part.start;
-                    places[idx] = Place {
-                        // SAFETY: tiles and parts of channels are disjoint.
-                        y: unsafe { self.y.tile(start, n) }.as_mut_ptr(),
-                        residual: self
-                            .residual
-                            .map_or(std::ptr::null(), |r| r[start..start + n].as_ptr()),
-                    };
-                },
-            );
-            for first in (0..n).step_by(S::F32_LANES) {
-                let channels = first..n.min(first + S::F32_LANES);
-                let m = self.m.as_ptr().wrapping_add(slot * self.m_row + first);
-                // SAFETY: `m` has rows of whole vectors, checked above; places are null or hold
-                // the channels of `part`, and so does the bias.
-                unsafe {
-                    let bias = bias.map_or(simd.splat_f32s(0.0), |bias| {
-                        load(simd, bias.as_ptr().add(first), channels.len())
-                    });
-                    transform_output(simd, (m, self.m_position), bias, &places, &channels);
-                }
-            }
-        }
-    }
-}
-
-/// Where an output goes and what is added to it; null outside of the image, or for no residual.
-#[derive(Clone, Copy)]
-struct Place {
-    y: *mut f32,
-    residual: *const f32,
-}
-
-impl Default for Place {
-    fn default() -> Self {
-        Self {
-            y: std::ptr::null_mut(),
-            residual: std::ptr::null(),
-        }
-    }
-}
-
-/// One vector of channels of one tile.
-///
-/// # Safety
-/// `m` must be readable for a vector at each position, places be null or valid for `channels`.
-#[inline(always)]
-unsafe fn transform_output<S: Simd>(
-    simd: S,
-    (m, m_position): (*const f32, usize),
-    bias: S::f32s,
-    places: &[Place; OUT * OUT],
-    channels: &Range<usize>,
-) {
-    transform::both_ways(
-        #[inline(always)]
-        |m| transform::output(simd, m),
-        #[inline(always)]
-        |i, j| {
-            // SAFETY: readable by contract.
-            unsafe {
-                let from = m.add((i * IN + j) * m_position);
-                from.cast::<S::f32s>().read_unaligned()
-            }
-        },
-        #[inline(always)]
-        |i, j, value| {
-            let place = places[i * OUT + j];
-            if place.y.is_null() {
-                return;
-            }
-            // SAFETY: valid by contract.
-            unsafe {
-                let mut value = simd.add_f32s(value, bias);
-                if !place.residual.is_null() {
-                    let residual = place.residual.add(channels.start);
-                    value = simd.add_f32s(value, load(simd, residual, channels.len()));
-                }
-                store(simd, value, place.y.add(channels.start), channels.len());
-            }
-        },
-    );
 }
