@@ -157,11 +157,11 @@ fn channels_of_any_number_are_padded() {
 #[test]
 fn sizes_of_networks_are_exact_to_six_digits() {
     for (n, size, channels) in [
-        (3, [8, 8], [64, 64]),   // more than one block of tiles
-        (2, [4, 4], [192, 128]), // few tiles, many channels
-        (1, [8, 8], [400, 40]),  // depths in two blocks
-        (3, [15, 17], [96, 64]), // several groups of a weight gradient
-        (1, [8, 8], [256, 272]), // a weight gradient by blocks of channels
+        (3, [8, 8], [64, 64]),    // blocks of tiles; sums of all weights in one chunk
+        (2, [4, 4], [192, 128]),  // passes over channels
+        (1, [8, 8], [256, 272]),  // a weight gradient in many blocks of channels
+        (9, [15, 17], [96, 160]), // a weight gradient in two chunks of tiles
+        (3, [52, 60], [24, 40]),  // a weight gradient in four groups of tiles
     ] {
         Case::new(conv(n, size, channels)).check();
     }
