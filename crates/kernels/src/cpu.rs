@@ -209,13 +209,19 @@ impl<'a> Shared<'a> {
         reason = "the caller promises that tiles are disjoint"
     )]
     pub(crate) unsafe fn tile(&self, start: usize, len: usize) -> &mut [f32] {
+        // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(start, len), len) }
+    }
+
+    /// Where the elements `start .. start + len` are, for those who write some of them.
+    #[inline(always)]
+    pub(crate) fn pointer(&self, start: usize, len: usize) -> *mut f32 {
         assert!(
             start + len <= self.len,
             "tile {start}+{len} of {}",
             self.len
         );
-        // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
+        self.data.wrapping_add(start)
     }
 }
 

@@ -72,6 +72,10 @@ impl Gather {
                     first_row: first,
                     n_rows,
                 };
+                if self.is_identity() {
+                    let next = ROWS.min(end - first - n_rows) * self.channels;
+                    prefetch(&from.x[(first + n_rows) * self.channels..][..next]);
+                }
                 // SAFETY: each pointer is a position's channels, or as many zeros; positions and
                 // panels of tiles are disjoint.
                 unsafe { product.run(cpu.isa) };
@@ -132,4 +136,17 @@ impl Gather {
         let i = usize::try_from(i).ok()?;
         (i.is_multiple_of(self.dilation) && i / self.dilation < size).then_some(i / self.dilation)
     }
+}
+
+/// Asks for rows that the next block reads: its many short streams are too many for the hardware
+/// to foresee.
+fn prefetch(rows: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in rows.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch changes no value, and the address is that of a slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = rows;
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use crate::cpu::{Isa, Shared};
-use crate::lanes::{copy, load, read, store};
+use crate::lanes::{copy, load, read, store, write};
 use crate::panels::{COLS, Panels, Strips};
 
 /// Rows of one block. Blocks with fewer live rows point the others at any readable row.
@@ -100,28 +100,39 @@ impl RowsTimesPanels<'_> {
                 b = b.wrapping_add(b_stride);
             }
         }
+        if first_row + R <= self.n_rows && n_cols == V * S::F32_LANES {
+            // Straight from the registers: with short k the detour below is felt.
+            let start = (self.first_row + first_row) * self.b.n + panel * COLS;
+            let out_len = (R - 1) * self.b.n + n_cols;
+            let out = self.out.pointer(start, out_len);
+            let residual = self.residual.map(|residual| &residual[start..][..out_len]);
+            for (r, mut row) in acc.into_iter().enumerate() {
+                // SAFETY: within `out` and `residual`, and nobody else has these columns of the
+                // rows by the contract of `run`.
+                unsafe {
+                    if let Some(residual) = residual {
+                        let residual = read::<S, V>(residual.as_ptr().add(r * self.b.n));
+                        for v in 0..V {
+                            row[v] = simd.add_f32s(row[v], residual[v]);
+                        }
+                    }
+                    write::<S, V>(row, out.add(r * self.b.n));
+                }
+            }
+            return;
+        }
         let mut done = start;
         copy(&acc, &mut done);
-        for (r, row) in done.iter_mut().enumerate() {
-            let residual = self.residual_of(first_row + r, panel * COLS, n_cols);
-            if !residual.is_empty() {
-                let residual = load::<S, V>(residual);
+        for (r, row) in done.iter_mut().take(self.n_rows - first_row).enumerate() {
+            let start = (self.first_row + first_row + r) * self.b.n + panel * COLS;
+            if let Some(residual) = self.residual {
+                let residual = load::<S, V>(&residual[start..][..n_cols]);
                 for v in 0..V {
                     row[v] = simd.add_f32s(row[v], residual[v]);
                 }
             }
-            store::<S, V>(*row, self.out_of(first_row + r, panel * COLS, n_cols));
-        }
-    }
-
-    /// What is added to some columns of the row in the end, if anything.
-    #[inline(never)]
-    fn residual_of(&self, row: usize, col: usize, n_cols: usize) -> &[f32] {
-        match self.residual {
-            Some(residual) if row < self.n_rows => {
-                &residual[(self.first_row + row) * self.b.n + col..][..n_cols]
-            }
-            _ => &[],
+            // SAFETY: nobody else has these columns of the row by the contract of `run`.
+            store::<S, V>(*row, unsafe { self.out.tile(start, n_cols) });
         }
     }
 
@@ -132,18 +143,6 @@ impl RowsTimesPanels<'_> {
             Start::Bias(bias) => &bias[col..][..n_cols],
             Start::Zero => &[],
         }
-    }
-
-    /// Where some columns of the row go; nowhere for rows that are not live.
-    #[inline(never)]
-    fn out_of(&mut self, row: usize, col: usize, n_cols: usize) -> &mut [f32] {
-        if row >= self.n_rows {
-            return &mut [];
-        }
-        let start = (self.first_row + row) * self.b.n + col;
-        // SAFETY: nobody else has these columns of the row by the contract of `run`, and the
-        // mutable borrow of the block keeps the slices of this thread apart.
-        unsafe { self.out.tile(start, n_cols) }
     }
 }
 
@@ -207,10 +206,29 @@ impl OuterProducts<'_> {
     )]
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, row: usize, col: usize) {
+        let n_cols = COLS.min(self.n_cols - col);
+        let first = row * self.n_cols + col;
+        // Straight from and to the registers where the tile is whole: a chunk is short.
+        let whole = (n_cols == V * S::F32_LANES)
+            .then(|| {
+                self.out
+                    .get_mut(first..first + (R - 1) * self.n_cols + n_cols)
+            })
+            .flatten()
+            .map(<[f32]>::as_mut_ptr);
         let mut start = [[simd.splat_f32s(0.0); V]; R];
-        if self.sum == Sum::Add {
-            for (r, start) in start.iter_mut().enumerate() {
-                *start = load::<S, V>(self.out_of(row + r, col));
+        match (self.sum, whole) {
+            (Sum::Set, _) => {}
+            (Sum::Add, Some(out)) => {
+                for (r, start) in start.iter_mut().enumerate() {
+                    // SAFETY: within `out`.
+                    *start = unsafe { read::<S, V>(out.add(r * self.n_cols)) };
+                }
+            }
+            (Sum::Add, None) => {
+                for (r, start) in start.iter_mut().enumerate() {
+                    *start = load::<S, V>(self.out_of(row + r, col));
+                }
             }
         }
         // A copy of its own, touched by short loops alone: it stays in registers.
@@ -234,6 +252,13 @@ impl OuterProducts<'_> {
             // The step from the last position may leave the strip.
             a = a.wrapping_add(a_stride);
             b = b.wrapping_add(b_stride);
+        }
+        if let Some(out) = whole {
+            for (r, sum) in acc.into_iter().enumerate() {
+                // SAFETY: within `out`.
+                unsafe { write::<S, V>(sum, out.add(r * self.n_cols)) };
+            }
+            return;
         }
         let mut done = start;
         copy(&acc, &mut done);

@@ -32,11 +32,7 @@ pub(crate) fn load<S: Simd, const V: usize>(from: &[f32]) -> [S::f32s; V] {
 pub(crate) fn store<S: Simd, const V: usize>(values: [S::f32s; V], into: &mut [f32]) {
     if into.len() == V * S::F32_LANES {
         // SAFETY: the slice holds V vectors.
-        unsafe {
-            into.as_mut_ptr()
-                .cast::<[S::f32s; V]>()
-                .write_unaligned(values);
-        }
+        unsafe { write::<S, V>(values, into.as_mut_ptr()) };
         return;
     }
     let lanes: &[f32] = pulp::bytemuck::cast_slice(&values);
@@ -52,4 +48,14 @@ pub(crate) fn store<S: Simd, const V: usize>(values: [S::f32s; V], into: &mut [f
 pub(crate) unsafe fn read<S: Simd, const V: usize>(from: *const f32) -> [S::f32s; V] {
     // SAFETY: readable by contract; vectors of f32 have no invalid bit patterns.
     unsafe { from.cast::<[S::f32s; V]>().read_unaligned() }
+}
+
+/// V vectors into unaligned memory.
+///
+/// # Safety
+/// `into` must be writable for V vectors.
+#[inline(always)]
+pub(crate) unsafe fn write<S: Simd, const V: usize>(values: [S::f32s; V], into: *mut f32) {
+    // SAFETY: writable by contract.
+    unsafe { into.cast::<[S::f32s; V]>().write_unaligned(values) };
 }
