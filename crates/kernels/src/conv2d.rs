@@ -1,5 +1,6 @@
 //! 2-D convolution, channels last: forward and both gradients. A linear layer is its 1×1 case.
 
+mod bf16;
 mod depthwise;
 mod gemm;
 pub mod winograd;
@@ -58,6 +59,8 @@ pub enum Algorithm {
     Gemm,
     /// Winograd's F(4×4, 3×3): a quarter of the multiplications, five times the rounding.
     Winograd,
+    /// As `Gemm`, of inputs rounded to bf16, in pairs where the machine adds pairs.
+    Bf16,
     /// Each channel by itself, every output element one chain of multiply-adds.
     Depthwise,
 }
@@ -82,15 +85,19 @@ impl Conv2d {
     ///
     /// Never by the number of images: one has the same bits in any batch.
     pub fn algorithm(&self, precision: Precision) -> Algorithm {
-        match (self.groups, precision) {
-            (Groups::Depthwise, _) => Algorithm::Depthwise,
-            (Groups::One, Precision::F32 | Precision::Bf16)
-                if winograd::fits(self) && self.c_in.min(self.c_out) >= 16 =>
-            {
+        match self.groups {
+            Groups::Depthwise => Algorithm::Depthwise,
+            Groups::One if precision == Precision::Bf16 && self.is_linear() => Algorithm::Bf16,
+            Groups::One if precision != Precision::Exact && winograd::applies(self) => {
                 Algorithm::Winograd
             }
-            (Groups::One, _) => Algorithm::Gemm,
+            Groups::One => Algorithm::Gemm,
         }
+    }
+
+    /// Whether each output position sees the same input position and no other.
+    fn is_linear(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == 1 && self.padding == [0, 0]
     }
 
     /// Output rows.
@@ -189,6 +196,7 @@ impl Conv2d {
                 y,
                 cpu,
             ),
+            Algorithm::Bf16 => self.bf16_forward(inputs, y, cpu),
             Algorithm::Depthwise => self.depthwise_forward(inputs, y, cpu),
         }
     }
@@ -203,6 +211,7 @@ impl Conv2d {
         match self.algorithm(cpu.precision) {
             Algorithm::Gemm => self.gemm_backward_input(d_y, weight, d_x, cpu),
             Algorithm::Winograd => winograd::backward_input(self, d_y, weight, d_x, cpu),
+            Algorithm::Bf16 => self.bf16_backward_input(d_y, weight, d_x, cpu),
             Algorithm::Depthwise => self.depthwise_backward_input(d_y, weight, d_x, cpu),
         }
     }
@@ -228,6 +237,7 @@ impl Conv2d {
         match self.algorithm(cpu.precision) {
             Algorithm::Gemm => self.gemm_backward_weight(x, d_y, d_weight, d_bias, cpu),
             Algorithm::Winograd => winograd::backward_weight(self, x, d_y, d_weight, d_bias, cpu),
+            Algorithm::Bf16 => self.bf16_backward_weight(x, d_y, d_weight, d_bias, cpu),
             Algorithm::Depthwise => self.depthwise_backward_weight(x, d_y, d_weight, d_bias, cpu),
         }
     }
@@ -287,7 +297,11 @@ mod tests {
                     groups: Groups::Depthwise,
                     ..linear
                 };
-                assert_eq!(linear.algorithm(precision), Algorithm::Gemm);
+                let expected = match precision {
+                    Precision::Bf16 => Algorithm::Bf16,
+                    Precision::F32 | Precision::Exact => Algorithm::Gemm,
+                };
+                assert_eq!(linear.algorithm(precision), expected);
                 assert_eq!(depthwise.algorithm(precision), Algorithm::Depthwise);
             }
         }

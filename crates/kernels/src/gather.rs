@@ -2,14 +2,11 @@
 
 use crate::cpu::{Cpu, Shared};
 use crate::gemm::{ROWS, RowsTimesPanels, Start};
-use crate::panels::{COLS, Panels};
+use crate::panels::{Panels, column_parts};
 use crate::scratch::Scratch;
 
 /// Output positions of one tile: a whole number of register blocks.
 const TILE: usize = 8 * ROWS;
-
-/// Multiply-adds from which on threads are worth their start.
-const PARALLEL: usize = 1 << 22;
 
 /// What a product is made of, beside the matrix.
 #[derive(Clone, Copy)]
@@ -40,22 +37,11 @@ impl Gather {
     pub(crate) fn multiply(&self, from: Sources<'_>, b: &Panels<'_>, y: &mut [f32], cpu: Cpu) {
         let zeros = Scratch::zeros(self.channels);
         let n_positions = self.n * self.out[0] * self.out[1];
-        let n_panels = b.n.div_ceil(COLS);
         let shared = Shared::new(y);
-        // Few positions are cut by columns as well, unless starting a thread takes longer.
         let n_blocks = n_positions.div_ceil(TILE);
-        let n_parts = if n_positions * b.k * b.n < PARALLEL {
-            1
-        } else {
-            (2 * cpu.threads.count())
-                .div_ceil(n_blocks.max(1))
-                .min(n_panels)
-        };
-        let panels_per_part = n_panels.div_ceil(n_parts.max(1)).max(1);
-        let n_parts = n_panels.div_ceil(panels_per_part);
-        cpu.threads.for_each(n_blocks * n_parts, |tile| {
-            let (block, part) = (tile / n_parts, tile % n_parts);
-            let panels = part * panels_per_part..((part + 1) * panels_per_part).min(n_panels);
+        let parts = column_parts(n_blocks, n_positions * b.k, b.n, cpu.threads);
+        cpu.threads.for_each(n_blocks * parts.count, |tile| {
+            let (block, part) = (tile / parts.count, tile % parts.count);
             let mut a = vec![zeros.as_ptr(); self.kernel[0] * self.kernel[1] * ROWS];
             let end = ((block + 1) * TILE).min(n_positions);
             for first in (block * TILE..end).step_by(ROWS) {
@@ -67,7 +53,7 @@ impl Gather {
                     b,
                     start: from.start,
                     residual: from.residual,
-                    panels: panels.clone(),
+                    panels: parts.range(part),
                     out: &shared,
                     first_row: first,
                     n_rows,
@@ -140,7 +126,7 @@ impl Gather {
 
 /// Asks for rows that the next block reads: its many short streams are too many for the hardware
 /// to foresee.
-fn prefetch(rows: &[f32]) {
+pub(crate) fn prefetch(rows: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     for line in rows.chunks(16) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

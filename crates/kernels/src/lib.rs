@@ -3,6 +3,7 @@
 
 pub mod adamw;
 pub mod attention;
+mod bf16;
 pub mod conv2d;
 pub mod cpu;
 pub mod elementwise;

@@ -156,6 +156,40 @@ fn copy_padded(from: &[f32], into: &mut [f32]) {
     rest.fill(0.0);
 }
 
+/// How the panels of a product are shared by tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts {
+    pub(crate) count: usize,
+    panels_per_part: usize,
+    n_panels: usize,
+}
+
+impl Parts {
+    /// The panels of a part.
+    pub(crate) fn range(self, part: usize) -> Range<usize> {
+        let first = part * self.panels_per_part;
+        first..(first + self.panels_per_part).min(self.n_panels)
+    }
+}
+
+/// Cuts the n columns of a product where it has too few blocks of rows for the threads, unless
+/// starting a thread takes longer than the product of `a_len` elements with them.
+pub(crate) fn column_parts(n_blocks: usize, a_len: usize, n: usize, threads: Threads) -> Parts {
+    const PARALLEL: usize = 1 << 22;
+    let n_panels = n.div_ceil(COLS);
+    let wanted = if a_len * n < PARALLEL {
+        1
+    } else {
+        (2 * threads.count()).div_ceil(n_blocks.max(1))
+    };
+    let panels_per_part = n_panels.div_ceil(wanted).max(1);
+    Parts {
+        count: n_panels.div_ceil(panels_per_part),
+        panels_per_part,
+        n_panels,
+    }
+}
+
 /// Positions by channels, in strips of W channels: a side of a sum of outer products.
 pub(crate) struct Strips<'a, const W: usize> {
     data: Data<'a>,

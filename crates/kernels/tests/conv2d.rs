@@ -150,13 +150,18 @@ fn depthwise_convolution_and_its_gradients() {
 
 #[test]
 fn an_image_has_the_same_convolution_in_any_batch() {
-    let cpu = Cpu::best(Threads::new(2));
-    for alone in [
-        conv(1, [7, 7], [19, 37], [3, 3]),
-        conv(1, [7, 5], [32, 64], [1, 1]),
-        depthwise(1, [7, 7], 37, [3, 3]),
-        Conv2d::linear(1, 64, 96),
+    for (alone, precision) in [
+        (conv(1, [7, 7], [19, 37], [3, 3]), Precision::F32),
+        (conv(1, [7, 5], [32, 64], [1, 1]), Precision::Exact),
+        (depthwise(1, [7, 7], 37, [3, 3]), Precision::F32),
+        (Conv2d::linear(1, 64, 96), Precision::F32),
+        (Conv2d::linear(1, 64, 96), Precision::Bf16),
+        (conv(1, [7, 11], [32, 64], [1, 1]), Precision::Bf16), // batches over and under the limit of packing
     ] {
+        let cpu = Cpu {
+            precision,
+            ..Cpu::best(Threads::new(2))
+        };
         let x = fill(16 * alone.x_len(), 1);
         let (weight, bias) = (fill(alone.weight_len(), 2), fill(alone.c_out, 3));
         let forward = |first: usize, n: usize| {
@@ -179,5 +184,71 @@ fn an_image_has_the_same_convolution_in_any_batch() {
                 all[image * alone.y_len()..][..alone.y_len()]
             );
         }
+    }
+}
+
+/// The nearest bf16, halfway cases to the even one.
+fn round(x: &[f32]) -> Vec<f32> {
+    let round = |x: &f32| {
+        let bits = x.to_bits();
+        f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+    };
+    x.iter().map(round).collect()
+}
+
+#[test]
+fn linear_layers_in_bf16_are_exact_on_rounded_inputs() {
+    for (n, c_in, c_out) in [
+        (0, 3, 4),
+        (3, 0, 4),
+        (3, 4, 0),
+        (1, 1, 1),
+        (7, 15, 33),
+        (31, 16, 32),
+        (17, 33, 31),
+        (1, 256, 64),
+        (600, 64, 17),
+        (2500, 31, 96), // several groups of a weight gradient
+    ] {
+        let linear = Conv2d::linear(n, c_in, c_out);
+        let (x, weight) = (fill(linear.x_len(), 1), fill(linear.weight_len(), 2));
+        let (bias, d_y) = (fill(c_out, 3), fill(linear.y_len(), 4));
+        let residual = fill(linear.y_len(), 5);
+        let inputs = Inputs {
+            x: &x,
+            weight: &weight,
+            bias: &bias,
+            residual: Some(&residual),
+        };
+        let (x_round, weight_round, d_y_round) = (round(&x), round(&weight), round(&d_y));
+        let rounded = Inputs {
+            x: &x_round,
+            weight: &weight_round,
+            ..inputs
+        };
+        let y_slow = reference::conv2d(&linear, &rounded);
+        let (d_x_slow, d_weight_slow, _) =
+            reference::conv2d_backward(&linear, &x_round, &weight_round, &d_y_round);
+        let (_, _, d_bias_slow) = reference::conv2d_backward(&linear, &x, &weight, &d_y);
+        let mut all = vec![];
+        for cpu in cpus() {
+            let cpu = Cpu {
+                precision: Precision::Bf16,
+                ..cpu
+            };
+            let what = |part: &str| format!("{part} of {linear:?} on {cpu:?}");
+            let mut y = vec![f32::NAN; y_slow.len()];
+            linear.forward(inputs, &mut y, cpu);
+            assert_close(&what("y"), &y, &y_slow, 1e-5);
+            let mut d_x = vec![f32::NAN; x.len()];
+            linear.backward_input(&d_y, &weight, &mut d_x, cpu);
+            assert_close(&what("d_x"), &d_x, &d_x_slow, 1e-5);
+            let (mut d_weight, mut d_bias) = (vec![f32::NAN; weight.len()], vec![f32::NAN; c_out]);
+            linear.backward_weight(&x, &d_y, &mut d_weight, &mut d_bias, cpu);
+            assert_close(&what("d_weight"), &d_weight, &d_weight_slow, 1e-5);
+            assert_close(&what("d_bias"), &d_bias, &d_bias_slow, 1e-5);
+            all.push((cpu, [y, d_x, d_weight, d_bias].concat()));
+        }
+        assert_same_bits(&format!("{linear:?}"), &all);
     }
 }

@@ -15,7 +15,7 @@ use crate::panels::{COLS, Panels, Strips, transpose};
 use crate::scratch::Scratch;
 
 /// Positions whose rows stay in the cache while all taps of a weight gradient pass over them.
-const CHUNK: usize = 256;
+const CHUNK: usize = 512;
 
 /// Multiply-adds per weight above which packing pays: below, it takes as long as the product.
 const PACK_FROM: usize = 512;
@@ -99,26 +99,101 @@ impl Conv2d {
         d_bias: &mut [f32],
         cpu: Cpu,
     ) {
-        let n_positions = self.n * self.out_h() * self.out_w();
+        let add = |chunk: Chunk<'_>| self.add_chunk(x, d_y, chunk, cpu);
+        self.weight_sums(d_y, d_weight, d_bias, add, cpu);
+    }
+
+    /// The outer products of a chunk.
+    pub(super) fn add_chunk(&self, x: &[f32], d_y: &[f32], mut chunk: Chunk<'_>, cpu: Cpu) {
+        let rows = &d_y[chunk.positions.start * self.c_out..];
+        let row = |i: usize| Some(&rows[i * self.c_out..][..self.c_out]);
+        let b = Strips::<COLS>::pack(chunk.positions.len(), self.c_out, row, cpu.isa);
+        for tap in 0..self.n_taps() {
+            let a = self.tap_inputs(tap, x, &chunk, cpu);
+            let sums = OuterProducts {
+                a: &a,
+                b: &b,
+                sum: chunk.sum,
+                out: chunk.d_weight(self, tap),
+                n_cols: self.c_out,
+            };
+            sums.run(cpu.isa);
+        }
+    }
+
+    /// Cuts the sums of a weight gradient into groups of positions and tiles of input channels,
+    /// has each chunk of a tile added up, and adds the groups. The bias gradient, the sum of
+    /// `d_y`, comes along while a chunk is at hand.
+    pub(super) fn weight_sums(
+        &self,
+        d_y: &[f32],
+        d_weight: &mut [f32],
+        d_bias: &mut [f32],
+        add: impl Fn(Chunk<'_>) + Sync,
+        cpu: Cpu,
+    ) {
         if self.c_out == 0 {
             return;
         }
+        let n_positions = self.n * self.out_h() * self.out_w();
         let n_groups = self.weight_groups(n_positions);
-        let tiles = WeightTiles {
-            conv: self,
-            x,
-            d_y,
-            positions_per_group: n_positions.div_ceil(n_groups).next_multiple_of(CHUNK),
-            c_in_per_tile: self.c_in_per_tile(n_groups, cpu),
-        };
-        if n_groups == 1 {
-            return tiles.run(1, d_weight, d_bias, cpu);
+        let positions_per_group = n_positions.div_ceil(n_groups).next_multiple_of(CHUNK);
+        let c_in_per_tile = self.c_in_per_tile(n_groups, cpu);
+        let n_c_tiles = self.c_in.div_ceil(c_in_per_tile).max(1);
+        let parts = |len: usize| (n_groups > 1).then(|| Scratch::new(n_groups * len));
+        let (mut weight_parts, mut bias_parts) = (parts(d_weight.len()), parts(d_bias.len()));
+        let weight_sums = Shared::new(weight_parts.as_deref_mut().unwrap_or(&mut *d_weight));
+        let bias_sums = Shared::new(bias_parts.as_deref_mut().unwrap_or(&mut *d_bias));
+        cpu.threads.for_each(n_groups * n_c_tiles, |tile| {
+            let (group, c) = (tile / n_c_tiles, tile % n_c_tiles * c_in_per_tile);
+            let start = (group * positions_per_group).min(n_positions);
+            let end = (start + positions_per_group).min(n_positions);
+            // At least one chunk, even if it is empty: it writes zeros.
+            for first in (start..end.max(start + 1)).step_by(CHUNK) {
+                let positions = first..(first + CHUNK).min(end);
+                let sum = if first == start { Sum::Set } else { Sum::Add };
+                if c == 0 {
+                    let rows = &d_y[positions.start * self.c_out..positions.end * self.c_out];
+                    // SAFETY: each group has its own sums, and one tile with these channels.
+                    let sums = unsafe { bias_sums.tile(group * self.c_out, self.c_out) };
+                    add_rows(rows, sum, sums, cpu);
+                }
+                add(Chunk {
+                    positions,
+                    channels: c..(c + c_in_per_tile).min(self.c_in),
+                    sum,
+                    group,
+                    weight_sums: &weight_sums,
+                });
+            }
+        });
+        if let (Some(weight_parts), Some(bias_parts)) = (weight_parts, bias_parts) {
+            sum_groups(&weight_parts, d_weight, cpu);
+            sum_groups(&bias_parts, d_bias, cpu);
         }
-        let mut partial_weight = Scratch::new(n_groups * d_weight.len());
-        let mut partial_bias = Scratch::new(n_groups * d_bias.len());
-        tiles.run(n_groups, &mut partial_weight, &mut partial_bias, cpu);
-        sum_groups(&partial_weight, d_weight, cpu);
-        sum_groups(&partial_bias, d_bias, cpu);
+    }
+
+    /// The channels of a chunk that a tap sees from each of its positions.
+    fn tap_inputs(
+        &self,
+        tap: usize,
+        x: &[f32],
+        chunk: &Chunk<'_>,
+        cpu: Cpu,
+    ) -> Strips<'static, ROWS> {
+        let (n_positions, n_c) = (chunk.positions.len(), chunk.channels.len());
+        let channels = &chunk.channels;
+        if self.is_linear() {
+            let x = &x[chunk.positions.start * self.c_in..];
+            let row = |i: usize| Some(&x[i * self.c_in..][channels.clone()]);
+            return Strips::pack(n_positions, n_c, row, cpu.isa);
+        }
+        let positions = chunk.positions.clone();
+        let sources: Vec<_> = positions
+            .map(|position| self.source(tap, position))
+            .collect();
+        let row = |i: usize| Some(&x[sources[i]? * self.c_in..][channels.clone()]);
+        Strips::pack(n_positions, n_c, row, cpu.isa)
     }
 
     /// Input channels of one tile of a weight gradient: as many as leave each thread a few tiles
@@ -132,91 +207,7 @@ impl Conv2d {
             .clamp(1, cached)
             .next_multiple_of(ROWS)
     }
-}
 
-/// How the sums of a weight gradient are cut.
-struct WeightTiles<'a> {
-    conv: &'a Conv2d,
-    x: &'a [f32],
-    d_y: &'a [f32],
-    positions_per_group: usize,
-    c_in_per_tile: usize,
-}
-
-impl WeightTiles<'_> {
-    /// Writes each group's `[n_groups, taps, C_in, C_out]` and `[n_groups, C_out]`.
-    fn run(&self, n_groups: usize, d_weight: &mut [f32], d_bias: &mut [f32], cpu: Cpu) {
-        let n_c_tiles = self.conv.c_in.div_ceil(self.c_in_per_tile).max(1);
-        let (d_weight, d_bias) = (Shared::new(d_weight), Shared::new(d_bias));
-        let conv = self.conv;
-        let n_positions = conv.n * conv.out_h() * conv.out_w();
-        cpu.threads.for_each(n_groups * n_c_tiles, |tile| {
-            let (group, c) = (tile / n_c_tiles, tile % n_c_tiles * self.c_in_per_tile);
-            let n_c = self.c_in_per_tile.min(conv.c_in - c);
-            let start = group * self.positions_per_group;
-            let end = (start + self.positions_per_group).min(n_positions);
-            let mut sum = Sum::Set;
-            // At least one chunk, even if it is empty: it writes zeros.
-            let mut first = start.min(end);
-            loop {
-                let chunk = first..(first + CHUNK).min(end);
-                let rows = &self.d_y[chunk.start * conv.c_out..chunk.end * conv.c_out];
-                let row = |i: usize| Some(&rows[i * conv.c_out..][..conv.c_out]);
-                let b = Strips::<COLS>::pack(chunk.len(), conv.c_out, row, cpu.isa);
-                if c == 0 {
-                    // SAFETY: each group has its own sums, and one tile with these channels.
-                    let d_bias = unsafe { d_bias.tile(group * conv.c_out, conv.c_out) };
-                    add_rows(rows, sum, d_bias, cpu);
-                }
-                for tap in 0..conv.n_taps() {
-                    let a = self.inputs(tap, c..c + n_c, chunk.clone(), cpu);
-                    let start = ((group * conv.n_taps() + tap) * conv.c_in + c) * conv.c_out;
-                    // SAFETY: (group, tap, channels) of different tiles are disjoint, and so are
-                    // the taps of one tile.
-                    let out = unsafe { d_weight.tile(start, n_c * conv.c_out) };
-                    let sums = OuterProducts {
-                        a: &a,
-                        b: &b,
-                        sum,
-                        out,
-                        n_cols: conv.c_out,
-                    };
-                    sums.run(cpu.isa);
-                }
-                sum = Sum::Add;
-                first = chunk.end;
-                if first >= end {
-                    break;
-                }
-            }
-        });
-    }
-
-    /// Some channels of what a tap sees from each of some output positions.
-    fn inputs(
-        &self,
-        tap: usize,
-        channels: Range<usize>,
-        positions: Range<usize>,
-        cpu: Cpu,
-    ) -> Strips<'static, ROWS> {
-        let conv = self.conv;
-        let (n_positions, n_c) = (positions.len(), channels.len());
-        let channels = &channels;
-        if conv.kernel == [1, 1] && conv.stride == 1 && conv.padding == [0, 0] {
-            let x = &self.x[positions.start * conv.c_in..];
-            let row = |i: usize| Some(&x[i * conv.c_in..][channels.clone()]);
-            return Strips::pack(n_positions, n_c, row, cpu.isa);
-        }
-        let sources: Vec<_> = positions
-            .map(|position| conv.source(tap, position))
-            .collect();
-        let row = |i: usize| Some(&self.x[sources[i]? * conv.c_in..][channels.clone()]);
-        Strips::pack(n_positions, n_c, row, cpu.isa)
-    }
-}
-
-impl Conv2d {
     /// Which position of all images `tap` sees from an output position, if it lies in the image.
     fn source(&self, tap: usize, position: usize) -> Option<usize> {
         let (out_h, out_w) = (self.out_h(), self.out_w());
@@ -225,6 +216,31 @@ impl Conv2d {
         let iy = (oy * self.stride + tap / self.kernel[1]).checked_sub(self.padding[0])?;
         let ix = (ox * self.stride + tap % self.kernel[1]).checked_sub(self.padding[1])?;
         (iy < self.h && ix < self.w).then_some((image * self.h + iy) * self.w + ix)
+    }
+}
+
+/// A part of the positions whose outer products a tile of a weight gradient adds up.
+pub(super) struct Chunk<'a> {
+    /// Of all images.
+    pub(super) positions: Range<usize>,
+    /// Input channels.
+    pub(super) channels: Range<usize>,
+    pub(super) sum: Sum,
+    group: usize,
+    weight_sums: &'a Shared<'a>,
+}
+
+impl Chunk<'_> {
+    /// Where the sums of a tap go, `[channels, C_out]`.
+    pub(super) fn d_weight(&mut self, conv: &Conv2d, tap: usize) -> &mut [f32] {
+        let first =
+            ((self.group * conv.n_taps() + tap) * conv.c_in + self.channels.start) * conv.c_out;
+        // SAFETY: (group, channels) of different tiles are disjoint, and the mutable borrow of the
+        // chunk keeps apart the taps of one.
+        unsafe {
+            self.weight_sums
+                .tile(first, self.channels.len() * conv.c_out)
+        }
     }
 }
 
