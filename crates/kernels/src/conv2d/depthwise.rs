@@ -8,7 +8,7 @@ use pulp::{Simd, WithSimd};
 
 use super::{Conv2d, Inputs, sum_groups};
 use crate::cpu::{Cpu, Shared};
-use crate::lanes::{copy, load, store};
+use crate::lanes::{copy, load, read, store};
 use crate::scratch::Scratch;
 
 /// Neighboring output positions that share the loads of a tap's weights.
@@ -206,18 +206,17 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// The channels from `c` on, V vectors or fewer channels.
+    /// The channels from `c` on: V vectors, or fewer channels where `WHOLE` is false.
     #[inline(always)]
-    fn channels<S: Simd, const V: usize>(&mut self, simd: S, c: usize) {
-        let n_c = (V * S::F32_LANES).min(self.channels - c);
+    fn channels<S: Simd, const V: usize, const WHOLE: bool>(&mut self, simd: S, c: usize) {
         let out_w = self.taps.out[1];
         let mut ox = 0;
         while ox < out_w {
             if self.taps.is_inside(ox, POSITIONS) {
-                self.positions::<S, POSITIONS, V>(simd, ox, c, n_c);
+                self.positions::<S, POSITIONS, V, WHOLE>(simd, ox, c);
                 ox += POSITIONS;
             } else {
-                self.positions::<S, 1, V>(simd, ox, c, n_c);
+                self.positions::<S, 1, V, WHOLE>(simd, ox, c);
                 ox += 1;
             }
         }
@@ -225,23 +224,23 @@ impl Row<'_> {
 
     /// R neighboring positions; if more than one, all their taps lie in the image.
     #[inline(always)]
-    fn positions<S: Simd, const R: usize, const V: usize>(
+    fn positions<S: Simd, const R: usize, const V: usize, const WHOLE: bool>(
         &mut self,
         simd: S,
         ox: usize,
         c: usize,
-        n_c: usize,
     ) {
-        let bias = if self.bias.is_empty() {
-            &[]
+        let n_c = (V * S::F32_LANES).min(self.channels - c);
+        let start = if self.bias.is_empty() {
+            [load::<S, V>(&[]); R]
         } else {
-            &self.bias[c..][..n_c]
+            [load::<S, V>(&self.bias[c..][..n_c]); R]
         };
-        let start = [load::<S, V>(bias); R];
         // A copy of its own, touched by short loops alone: it stays in registers.
         let mut acc = [[simd.splat_f32s(0.0); V]; R];
         copy(&start, &mut acc);
-        let kernel_w = self.taps.kernel[1];
+        let [kernel_h, kernel_w] = self.taps.kernel;
+        let step = self.taps.stride * self.channels;
         for &(source, ky) in self.sources {
             for kx in 0..kernel_w {
                 let Some(ix) = self.taps.source(ox, kx, 1) else {
@@ -249,31 +248,44 @@ impl Row<'_> {
                 };
                 let tap = match self.taps.weight_order {
                     Order::AsIs => ky * kernel_w + kx,
-                    Order::Turned => self.taps.kernel[0] * kernel_w - 1 - (ky * kernel_w + kx),
+                    Order::Turned => kernel_h * kernel_w - 1 - (ky * kernel_w + kx),
                 };
-                let weight = load::<S, V>(&self.weight[tap * self.channels + c..][..n_c]);
+                let weight = part::<S, V, WHOLE>(self.weight, tap * self.channels + c, n_c);
+                let first = ix * self.channels + c;
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = ix + r * self.taps.stride;
-                    let x = load::<S, V>(&source[x * self.channels + c..][..n_c]);
+                    let x = part::<S, V, WHOLE>(source, first + r * step, n_c);
                     for v in 0..V {
                         acc[v] = simd.mul_add_e_f32s(x[v], weight[v], acc[v]);
                     }
                 }
             }
         }
-        let mut done = start;
-        copy(&acc, &mut done);
-        for (r, sum) in done.iter_mut().enumerate() {
+        for (r, mut sum) in acc.into_iter().enumerate() {
             let at = (ox + r) * self.channels + c;
             if let Some(residual) = self.residual {
-                let residual = load::<S, V>(&residual[at..][..n_c]);
+                let residual = part::<S, V, WHOLE>(residual, at, n_c);
                 for v in 0..V {
                     sum[v] = simd.add_f32s(sum[v], residual[v]);
                 }
             }
-            store::<S, V>(*sum, &mut self.out[at..][..n_c]);
+            store::<S, V>(sum, &mut self.out[at..][..n_c]);
         }
     }
+}
+
+/// V vectors of a slice from `at` on, or `n` elements and zeros where `WHOLE` is false.
+#[inline(always)]
+fn part<S: Simd, const V: usize, const WHOLE: bool>(
+    slice: &[f32],
+    at: usize,
+    n: usize,
+) -> [S::f32s; V] {
+    if !WHOLE {
+        return load::<S, V>(&slice[at..][..n]);
+    }
+    let vectors = &slice[at..][..V * S::F32_LANES];
+    // SAFETY: the slice holds V vectors.
+    unsafe { read::<S, V>(vectors.as_ptr()) }
 }
 
 impl WithSimd for Row<'_> {
@@ -283,11 +295,15 @@ impl WithSimd for Row<'_> {
         let whole = VECTORS * S::F32_LANES;
         let mut c = 0;
         while c + whole <= self.channels {
-            self.channels::<S, VECTORS>(simd, c);
+            self.channels::<S, VECTORS, true>(simd, c);
             c += whole;
         }
         while c < self.channels {
-            self.channels::<S, 1>(simd, c);
+            if c + S::F32_LANES <= self.channels {
+                self.channels::<S, 1, true>(simd, c);
+            } else {
+                self.channels::<S, 1, false>(simd, c);
+            }
             c += S::F32_LANES;
         }
     }
