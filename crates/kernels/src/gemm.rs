@@ -8,7 +8,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use crate::cpu::{Isa, Shared};
-use crate::lanes::{copy, load, read, store, write};
+use crate::lanes::{add, copy, load, read, store, write};
 use crate::panels::{COLS, Panels, Strips};
 
 /// Rows of one block. Blocks with fewer live rows point the others at any readable row.
@@ -102,37 +102,43 @@ impl RowsTimesPanels<'_> {
         }
         if first_row + R <= self.n_rows && n_cols == V * S::F32_LANES {
             // Straight from the registers: with short k the detour below is felt.
-            let start = (self.first_row + first_row) * self.b.n + panel * COLS;
-            let out_len = (R - 1) * self.b.n + n_cols;
-            let out = self.out.pointer(start, out_len);
-            let residual = self.residual.map(|residual| &residual[start..][..out_len]);
-            for (r, mut row) in acc.into_iter().enumerate() {
-                // SAFETY: within `out` and `residual`, and nobody else has these columns of the
-                // rows by the contract of `run`.
-                unsafe {
-                    if let Some(residual) = residual {
-                        let residual = read::<S, V>(residual.as_ptr().add(r * self.b.n));
-                        for v in 0..V {
-                            row[v] = simd.add_f32s(row[v], residual[v]);
-                        }
-                    }
-                    write::<S, V>(row, out.add(r * self.b.n));
-                }
-            }
-            return;
+            return self.write_whole(simd, panel, first_row, acc);
         }
         let mut done = start;
         copy(&acc, &mut done);
         for (r, row) in done.iter_mut().take(self.n_rows - first_row).enumerate() {
             let start = (self.first_row + first_row + r) * self.b.n + panel * COLS;
             if let Some(residual) = self.residual {
-                let residual = load::<S, V>(&residual[start..][..n_cols]);
-                for v in 0..V {
-                    row[v] = simd.add_f32s(row[v], residual[v]);
-                }
+                add(simd, row, load::<S, V>(&residual[start..][..n_cols]));
             }
             // SAFETY: nobody else has these columns of the row by the contract of `run`.
             store::<S, V>(*row, unsafe { self.out.tile(start, n_cols) });
+        }
+    }
+
+    /// Writes R live rows of V vectors.
+    #[inline(always)]
+    fn write_whole<S: Simd, const R: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        panel: usize,
+        first_row: usize,
+        sums: [[S::f32s; V]; R],
+    ) {
+        let start = (self.first_row + first_row) * self.b.n + panel * COLS;
+        let out_len = (R - 1) * self.b.n + V * S::F32_LANES;
+        let out = self.out.pointer(start, out_len);
+        let residual = self.residual.map(|residual| &residual[start..][..out_len]);
+        for (r, mut row) in sums.into_iter().enumerate() {
+            // SAFETY: within `out` and `residual`, and nobody else has these columns of the rows
+            // by the contract of `run`.
+            unsafe {
+                if let Some(residual) = residual {
+                    let residual = read::<S, V>(residual.as_ptr().add(r * self.b.n));
+                    add(simd, &mut row, residual);
+                }
+                write::<S, V>(row, out.add(r * self.b.n));
+            }
         }
     }
 
@@ -217,18 +223,13 @@ impl OuterProducts<'_> {
             .flatten()
             .map(<[f32]>::as_mut_ptr);
         let mut start = [[simd.splat_f32s(0.0); V]; R];
-        match (self.sum, whole) {
-            (Sum::Set, _) => {}
-            (Sum::Add, Some(out)) => {
-                for (r, start) in start.iter_mut().enumerate() {
+        if self.sum == Sum::Add {
+            for (r, start) in start.iter_mut().enumerate() {
+                *start = match whole {
                     // SAFETY: within `out`.
-                    *start = unsafe { read::<S, V>(out.add(r * self.n_cols)) };
-                }
-            }
-            (Sum::Add, None) => {
-                for (r, start) in start.iter_mut().enumerate() {
-                    *start = load::<S, V>(self.out_of(row + r, col));
-                }
+                    Some(out) => unsafe { read::<S, V>(out.add(r * self.n_cols)) },
+                    None => load::<S, V>(self.out_of(row + r, col)),
+                };
             }
         }
         // A copy of its own, touched by short loops alone: it stays in registers.

@@ -15,6 +15,14 @@ pub(crate) fn copy<T: Copy, const R: usize, const V: usize>(
     }
 }
 
+/// Adds vectors to vectors.
+#[inline(always)]
+pub(crate) fn add<S: Simd, const V: usize>(simd: S, into: &mut [S::f32s; V], from: [S::f32s; V]) {
+    for v in 0..V {
+        into[v] = simd.add_f32s(into[v], from[v]);
+    }
+}
+
 /// V vectors from a slice that may be shorter, the rest 0.
 #[inline(always)]
 pub(crate) fn load<S: Simd, const V: usize>(from: &[f32]) -> [S::f32s; V] {

@@ -76,76 +76,199 @@ fn pairs(rows: usize, cols: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// See [`GroupNorm::forward`].
 pub fn group_norm(norm: &GroupNorm, inputs: &group_norm::Inputs<'_>) -> Vec<f64> {
-    let per_group = norm.c / norm.n_groups;
     let mut y = vec![0.0; inputs.x.len()];
-    for image in 0..norm.n {
-        for group in 0..norm.n_groups {
-            let indices: Vec<(usize, usize)> = (0..norm.n_positions)
-                .flat_map(|p| (group * per_group..(group + 1) * per_group).map(move |c| (p, c)))
-                .map(|(p, c)| {
-                    (
-                        (image * norm.n_positions + p) * norm.c + c,
-                        image * norm.c + c,
-                    )
-                })
-                .collect();
-            let mean_of = |f: &dyn Fn(f64) -> f64| {
-                indices
-                    .iter()
-                    .map(|&(idx, _)| f(f64::from(inputs.x[idx])))
-                    .sum::<f64>()
-                    / indices.len() as f64
+    for_each_group(norm, inputs.x, |group| {
+        for element in &group.elements {
+            let u = element.u(inputs);
+            y[element.idx] = match norm.activation {
+                Activation::Identity => u,
+                Activation::Silu => u / (1.0 + (-u).exp()),
             };
-            let mean = mean_of(&|x| x);
-            let variance = mean_of(&|x| (x - mean).powi(2));
-            for (idx, channel) in indices {
-                let x_hat = (f64::from(inputs.x[idx]) - mean) / (variance + 1e-5).sqrt();
-                let u = f64::from(inputs.scale[channel]) * x_hat + f64::from(inputs.shift[channel]);
-                y[idx] = match norm.activation {
-                    Activation::Identity => u,
-                    Activation::Silu => u / (1.0 + (-u).exp()),
-                };
+        }
+    });
+    y
+}
+
+/// The gradients of a group norm with respect to input, scale and shift.
+pub fn group_norm_backward(
+    norm: &GroupNorm,
+    inputs: &group_norm::Inputs<'_>,
+    d_y: &[f32],
+) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let mut d_x = vec![0.0; inputs.x.len()];
+    let (mut d_scale, mut d_shift) = (vec![0.0; norm.n * norm.c], vec![0.0; norm.n * norm.c]);
+    for_each_group(norm, inputs.x, |group| {
+        let mut d_x_hats = vec![];
+        for element in &group.elements {
+            let u = element.u(inputs);
+            let slope = match norm.activation {
+                Activation::Identity => 1.0,
+                Activation::Silu => {
+                    let s = 1.0 / (1.0 + (-u).exp());
+                    s + u * s * (1.0 - s)
+                }
+            };
+            let d_u = f64::from(d_y[element.idx]) * slope;
+            d_scale[element.channel] += d_u * element.x_hat;
+            d_shift[element.channel] += d_u;
+            d_x_hats.push(d_u * f64::from(inputs.scale[element.channel]));
+        }
+        let count = d_x_hats.len() as f64;
+        let mean = d_x_hats.iter().sum::<f64>() / count;
+        let pairs = group.elements.iter().zip(&d_x_hats);
+        let along = pairs
+            .clone()
+            .map(|(element, d)| element.x_hat * d)
+            .sum::<f64>()
+            / count;
+        for (element, d) in pairs {
+            d_x[element.idx] = group.rstd * (d - mean - element.x_hat * along);
+        }
+    });
+    (d_x, d_scale, d_shift)
+}
+
+/// What is normalized together.
+struct Group {
+    rstd: f64,
+    elements: Vec<Element>,
+}
+
+/// One number of a group, and where it and its channel's scale and shift stand.
+struct Element {
+    idx: usize,
+    channel: usize,
+    x_hat: f64,
+}
+
+impl Element {
+    /// What goes into the activation.
+    fn u(&self, inputs: &group_norm::Inputs<'_>) -> f64 {
+        f64::from(inputs.scale[self.channel]) * self.x_hat + f64::from(inputs.shift[self.channel])
+    }
+}
+
+/// Calls `f` with each group of each image.
+fn for_each_group(norm: &GroupNorm, x: &[f32], mut f: impl FnMut(Group)) {
+    let per_group = norm.c / norm.n_groups;
+    for (image, group) in pairs(norm.n, norm.n_groups) {
+        let mut elements: Vec<_> = pairs(norm.n_positions, per_group)
+            .map(|(position, i)| {
+                let c = group * per_group + i;
+                let idx = (image * norm.n_positions + position) * norm.c + c;
+                Element {
+                    idx,
+                    channel: image * norm.c + c,
+                    x_hat: f64::from(x[idx]),
+                }
+            })
+            .collect();
+        let count = elements.len() as f64;
+        let mean = elements.iter().map(|element| element.x_hat).sum::<f64>() / count;
+        for element in &mut elements {
+            element.x_hat -= mean;
+        }
+        let variance = elements
+            .iter()
+            .map(|element| element.x_hat.powi(2))
+            .sum::<f64>()
+            / count;
+        let rstd = 1.0 / (variance + 1e-5).sqrt();
+        for element in &mut elements {
+            element.x_hat *= rstd;
+        }
+        f(Group { rstd, elements });
+    }
+}
+
+/// See [`Attention::forward`].
+pub fn attention(attention: &Attention, qkv: &[f32]) -> Vec<f64> {
+    let (t, d) = (attention.n_positions, attention.head_channels);
+    let mut y = vec![0.0; attention.n * t * attention.channels()];
+    for (image, head) in pairs(attention.n, attention.n_heads) {
+        let of = Head::new(attention, image, head);
+        for query in 0..t {
+            for (key, p) in of.probabilities(qkv, query).iter().enumerate() {
+                for i in 0..d {
+                    y[of.y_idx(query, i)] += p * f64::from(qkv[of.idx(2, key, i)]);
+                }
             }
         }
     }
     y
 }
 
-/// See [`Attention::forward`].
-pub fn attention(attention: &Attention, qkv: &[f32]) -> Vec<f64> {
-    let Attention {
-        n,
-        n_positions: t,
-        n_heads,
-        head_channels: d,
-        order,
-    } = *attention;
-    let c = attention.channels();
-    let mut y = vec![0.0; n * t * c];
-    for (image, head) in (0..n).flat_map(|n| (0..n_heads).map(move |h| (n, h))) {
-        let at = |kind: usize, position: usize, i: usize| {
-            let channel = match order {
-                Order::HeadMajor => (head * 3 + kind) * d + i,
-                Order::KindMajor => kind * c + head * d + i,
-            };
-            f64::from(qkv[(image * t + position) * 3 * c + channel])
-        };
+/// The gradient of an attention with respect to queries, keys and values.
+pub fn attention_backward(attention: &Attention, qkv: &[f32], d_y: &[f32]) -> Vec<f64> {
+    let (t, d) = (attention.n_positions, attention.head_channels);
+    let mut d_qkv = vec![0.0; qkv.len()];
+    for (image, head) in pairs(attention.n, attention.n_heads) {
+        let of = Head::new(attention, image, head);
+        let at = |kind, position, i| f64::from(qkv[of.idx(kind, position, i)]);
         for query in 0..t {
-            let scores: Vec<f64> = (0..t)
-                .map(|key| {
-                    (0..d).map(|i| at(0, query, i) * at(1, key, i)).sum::<f64>() / (d as f64).sqrt()
-                })
+            let p = of.probabilities(qkv, query);
+            let d_y = |i| f64::from(d_y[of.y_idx(query, i)]);
+            let d_p: Vec<f64> = (0..t)
+                .map(|key| (0..d).map(|i| d_y(i) * at(2, key, i)).sum())
                 .collect();
-            let max = scores.iter().fold(f64::NEG_INFINITY, |max, &s| max.max(s));
-            let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-            for i in 0..d {
-                y[(image * t + query) * c + head * d + i] = scores
-                    .iter()
-                    .enumerate()
-                    .map(|(key, s)| (s - max).exp() / sum * at(2, key, i))
-                    .sum();
+            let mean: f64 = p.iter().zip(&d_p).map(|(p, d_p)| p * d_p).sum();
+            for key in 0..t {
+                let d_score = p[key] * (d_p[key] - mean) / (d as f64).sqrt();
+                for i in 0..d {
+                    d_qkv[of.idx(0, query, i)] += d_score * at(1, key, i);
+                    d_qkv[of.idx(1, key, i)] += d_score * at(0, query, i);
+                    d_qkv[of.idx(2, key, i)] += p[key] * d_y(i);
+                }
             }
         }
     }
-    y
+    d_qkv
+}
+
+/// One head of one image: where its numbers stand.
+struct Head<'a> {
+    attention: &'a Attention,
+    image: usize,
+    head: usize,
+}
+
+impl<'a> Head<'a> {
+    fn new(attention: &'a Attention, image: usize, head: usize) -> Self {
+        Self {
+            attention,
+            image,
+            head,
+        }
+    }
+
+    /// Where channel `i` of a query (0), key (1) or value (2) stands.
+    fn idx(&self, kind: usize, position: usize, i: usize) -> usize {
+        let (d, c) = (self.attention.head_channels, self.attention.channels());
+        let channel = match self.attention.order {
+            Order::HeadMajor => (self.head * 3 + kind) * d + i,
+            Order::KindMajor => kind * c + self.head * d + i,
+        };
+        (self.image * self.attention.n_positions + position) * 3 * c + channel
+    }
+
+    /// Where channel `i` of an output stands.
+    fn y_idx(&self, position: usize, i: usize) -> usize {
+        let (d, c) = (self.attention.head_channels, self.attention.channels());
+        (self.image * self.attention.n_positions + position) * c + self.head * d + i
+    }
+
+    /// How much the query sees of each key.
+    fn probabilities(&self, qkv: &[f32], query: usize) -> Vec<f64> {
+        let d = self.attention.head_channels;
+        let at = |kind, position, i| f64::from(qkv[self.idx(kind, position, i)]);
+        let scores: Vec<f64> = (0..self.attention.n_positions)
+            .map(|key| {
+                let dot: f64 = (0..d).map(|i| at(0, query, i) * at(1, key, i)).sum();
+                dot / (d as f64).sqrt()
+            })
+            .collect();
+        let max = scores.iter().fold(f64::NEG_INFINITY, |max, &s| max.max(s));
+        let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+        scores.iter().map(|s| (s - max).exp() / sum).collect()
+    }
 }

@@ -1,8 +1,8 @@
 //! Convolutions of all kinds against their naive twin.
 
-mod common;
+mod comparison;
 
-use common::{assert_close, assert_same_bits, cpus, fill};
+use comparison::{assert_close, assert_same_bits, cpus, fill};
 use p2_kernels::conv2d::{Conv2d, Groups, Inputs};
 use p2_kernels::{Cpu, Precision, Threads, reference};
 
@@ -125,6 +125,8 @@ fn linear_layer_and_its_gradients() {
     check(Conv2d::linear(13, 63, 65));
     check(Conv2d::linear(100, 300, 96));
     check(Conv2d::linear(700, 96, 320));
+    check(Conv2d::linear(40, 500, 300)); // few rows, cut by columns
+    check(Conv2d::linear(2500, 31, 40)); // several groups of a weight gradient
 }
 
 #[test]

@@ -8,7 +8,7 @@ use pulp::{Simd, WithSimd};
 
 use super::{Conv2d, Inputs, sum_groups};
 use crate::cpu::{Cpu, Shared};
-use crate::lanes::{copy, load, read, store};
+use crate::lanes::{add, copy, load, read, store};
 use crate::scratch::Scratch;
 
 /// Neighboring output positions that share the loads of a tap's weights.
@@ -263,10 +263,7 @@ impl Row<'_> {
         for (r, mut sum) in acc.into_iter().enumerate() {
             let at = (ox + r) * self.channels + c;
             if let Some(residual) = self.residual {
-                let residual = part::<S, V, WHOLE>(residual, at, n_c);
-                for v in 0..V {
-                    sum[v] = simd.add_f32s(sum[v], residual[v]);
-                }
+                add(simd, &mut sum, part::<S, V, WHOLE>(residual, at, n_c));
             }
             store::<S, V>(sum, &mut self.out[at..][..n_c]);
         }
@@ -339,10 +336,7 @@ impl WeightSums<'_> {
         let bias = &mut self.d_bias[c..][..n_c];
         let mut sum = load::<S, V>(bias);
         for ox in 0..out_w {
-            let d_y = load::<S, V>(&d_y[ox * channels..][..n_c]);
-            for v in 0..V {
-                sum[v] = simd.add_f32s(sum[v], d_y[v]);
-            }
+            add(simd, &mut sum, load::<S, V>(&d_y[ox * channels..][..n_c]));
         }
         store::<S, V>(sum, bias);
         for ky in 0..kernel[0] {

@@ -17,7 +17,7 @@ mod scratch;
 mod tile;
 mod transform;
 
-use super::Conv2d;
+use super::{Conv2d, Groups};
 use crate::cpu::Cpu;
 use convolve::Convolution;
 use filter::{Direction, Filter};
@@ -95,8 +95,7 @@ pub fn backward_weight(
     check(conv, x.len(), d_weight.len(), d_y.len());
     assert_eq!(d_bias.len(), conv.c_out);
     if d_y.is_empty() || d_weight.is_empty() {
-        d_weight.fill(0.0);
-        return conv.backward_bias(d_y, d_bias, cpu);
+        return conv.gemm_backward_weight(x, d_y, d_weight, d_bias, cpu);
     }
     let gradient = WeightGradient {
         tiles: tiles(conv),
@@ -171,7 +170,8 @@ fn filter<'a>(conv: &Conv2d, weight: &'a [f32], direction: Direction) -> Filter<
 }
 
 fn fits(conv: &Conv2d) -> bool {
-    [conv.kernel, conv.stride, conv.padding] == [3, 1, 1]
+    let shape = (conv.kernel, conv.stride, conv.padding, conv.groups);
+    shape == ([3, 3], 1, [1, 1], Groups::One)
 }
 
 /// Whether the lengths are those of the sizes: what the pointers rely on.
