@@ -152,6 +152,15 @@ impl Threads {
         self.0.get()
     }
 
+    /// These, or one if so many multiply-adds take less time than starting another.
+    pub(crate) fn for_products(self, n_products: usize) -> Self {
+        if n_products < 1 << 22 {
+            Self::new(1)
+        } else {
+            self
+        }
+    }
+
     /// Calls `f(0)` to `f(n_tiles - 1)`, each once, on the current rayon pool.
     ///
     /// Which thread runs a tile, and when, is open: a tile's result must not depend on it.

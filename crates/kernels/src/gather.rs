@@ -2,7 +2,7 @@
 
 use crate::cpu::{Cpu, Shared};
 use crate::gemm::{ROWS, RowsTimesPanels, Start};
-use crate::panels::{Panels, column_parts};
+use crate::panels::{Panels, Tiles};
 use crate::scratch::Scratch;
 
 /// Output positions of one tile: a whole number of register blocks.
@@ -38,14 +38,12 @@ impl Gather {
         let zeros = Scratch::zeros(self.channels);
         let n_positions = self.n * self.out[0] * self.out[1];
         let shared = Shared::new(y);
-        let n_blocks = n_positions.div_ceil(TILE);
-        let parts = column_parts(n_blocks, n_positions * b.k, b.n, cpu.threads);
-        cpu.threads.for_each(n_blocks * parts.count, |tile| {
-            let (block, part) = (tile / parts.count, tile % parts.count);
+        let tiles = Tiles::new([n_positions, b.k, b.n], TILE, cpu.threads);
+        cpu.threads.for_each(tiles.count(), |tile| {
+            let rows = tiles.rows(tile);
             let mut a = vec![zeros.as_ptr(); self.kernel[0] * self.kernel[1] * ROWS];
-            let end = ((block + 1) * TILE).min(n_positions);
-            for first in (block * TILE..end).step_by(ROWS) {
-                let n_rows = ROWS.min(end - first);
+            for first in rows.clone().step_by(ROWS) {
+                let n_rows = ROWS.min(rows.end - first);
                 self.pointers(from.x, &zeros, first, n_rows, &mut a);
                 let product = RowsTimesPanels {
                     a: &a,
@@ -53,13 +51,13 @@ impl Gather {
                     b,
                     start: from.start,
                     residual: from.residual,
-                    panels: parts.range(part),
+                    panels: tiles.panels(tile),
                     out: &shared,
                     first_row: first,
                     n_rows,
                 };
                 if self.is_identity() {
-                    let next = ROWS.min(end - first - n_rows) * self.channels;
+                    let next = ROWS.min(rows.end - first - n_rows) * self.channels;
                     prefetch(&from.x[(first + n_rows) * self.channels..][..next]);
                 }
                 // SAFETY: each pointer is a position's channels, or as many zeros; positions and

@@ -8,8 +8,8 @@ use crate::scratch::Scratch;
 /// Columns of one panel of a product's right side.
 pub(crate) const COLS: usize = 32;
 
-/// Elements from which on packing is shared by the threads.
-const PARALLEL: usize = 1 << 16;
+/// Elements from which on packing is shared by the threads: fewer take less than starting one.
+const PARALLEL: usize = 1 << 18;
 
 /// The right side of a product, `[k, n]`, read in panels of [`COLS`] columns.
 pub(crate) struct Panels<'a> {
@@ -156,37 +156,51 @@ fn copy_padded(from: &[f32], into: &mut [f32]) {
     rest.fill(0.0);
 }
 
-/// How the panels of a product are shared by tiles.
+/// How a product of rows by panels is cut into tiles.
 #[derive(Clone, Copy)]
-pub(crate) struct Parts {
-    pub(crate) count: usize,
-    panels_per_part: usize,
+pub(crate) struct Tiles {
+    n_rows: usize,
+    rows_per_block: usize,
     n_panels: usize,
+    panels_per_part: usize,
 }
 
-impl Parts {
-    /// The panels of a part.
-    pub(crate) fn range(self, part: usize) -> Range<usize> {
-        let first = part * self.panels_per_part;
-        first..(first + self.panels_per_part).min(self.n_panels)
+impl Tiles {
+    /// Blocks of rows by all n columns, or by parts of them where there are too few blocks for the
+    /// threads.
+    pub(crate) fn new([n_rows, k, n]: [usize; 3], rows_per_block: usize, threads: Threads) -> Self {
+        let n_panels = n.div_ceil(COLS);
+        let n_parts = match threads.for_products(n_rows * k * n).count() {
+            1 => 1,
+            count => (2 * count).div_ceil(n_rows.div_ceil(rows_per_block).max(1)),
+        };
+        Self {
+            n_rows,
+            rows_per_block,
+            n_panels,
+            panels_per_part: n_panels.div_ceil(n_parts).max(1),
+        }
     }
-}
 
-/// Cuts the n columns of a product where it has too few blocks of rows for the threads, unless
-/// starting a thread takes longer than the product of `a_len` elements with them.
-pub(crate) fn column_parts(n_blocks: usize, a_len: usize, n: usize, threads: Threads) -> Parts {
-    const PARALLEL: usize = 1 << 22;
-    let n_panels = n.div_ceil(COLS);
-    let wanted = if a_len * n < PARALLEL {
-        1
-    } else {
-        (2 * threads.count()).div_ceil(n_blocks.max(1))
-    };
-    let panels_per_part = n_panels.div_ceil(wanted).max(1);
-    Parts {
-        count: n_panels.div_ceil(panels_per_part),
-        panels_per_part,
-        n_panels,
+    /// How many there are.
+    pub(crate) fn count(self) -> usize {
+        self.n_rows.div_ceil(self.rows_per_block) * self.n_parts()
+    }
+
+    fn n_parts(self) -> usize {
+        self.n_panels.div_ceil(self.panels_per_part)
+    }
+
+    /// The rows of a tile.
+    pub(crate) fn rows(self, tile: usize) -> Range<usize> {
+        let first = tile / self.n_parts() * self.rows_per_block;
+        first..(first + self.rows_per_block).min(self.n_rows)
+    }
+
+    /// The panels of a tile.
+    pub(crate) fn panels(self, tile: usize) -> Range<usize> {
+        let first = tile % self.n_parts() * self.panels_per_part;
+        first..(first + self.panels_per_part).min(self.n_panels)
     }
 }
 

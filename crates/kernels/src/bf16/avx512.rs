@@ -8,7 +8,7 @@ use std::mem::transmute;
 
 use crate::cpu::{Cpu, Isa, Shared, Threads};
 use crate::gemm::{ROWS, Start, Sum};
-use crate::panels::{COLS, column_parts};
+use crate::panels::{COLS, Tiles};
 use crate::scratch::Scratch;
 
 /// Positions of one tile of a linear layer.
@@ -124,22 +124,22 @@ impl Bf16 {
         assert_eq!(x.len(), n_rows * k);
         assert_eq!(y.len(), n_rows * b.n);
         assert_eq!(k.div_ceil(2), b.n_pairs);
-        let n_blocks = n_rows.div_ceil(TILE);
-        let parts = column_parts(n_blocks, n_rows * k, b.n, cpu.threads);
+        let tiles = Tiles::new([n_rows, k, b.n], TILE, cpu.threads);
         let shared = Shared::new(y);
-        cpu.threads.for_each(n_blocks * parts.count, |tile| {
-            let (block, part) = (tile / parts.count, tile % parts.count);
+        cpu.threads.for_each(tiles.count(), |tile| {
+            let rows = tiles.rows(tile);
             let mut a = Scratch::new(ROWS * b.n_pairs);
-            let end = ((block + 1) * TILE).min(n_rows);
-            for first in (block * TILE..end).step_by(ROWS) {
-                let live = ROWS.min(end - first);
+            for first in rows.clone().step_by(ROWS) {
+                let live = ROWS.min(rows.end - first);
                 for r in 0..live {
                     let row = &x[(first + r) * k..][..k];
                     // SAFETY: the instructions are there.
                     unsafe { pair_row(row, &mut a[r * b.n_pairs..][..b.n_pairs]) };
                 }
-                crate::gather::prefetch(&x[(first + live) * k..(first + ROWS + live).min(end) * k]);
-                for panel in parts.range(part) {
+                crate::gather::prefetch(
+                    &x[(first + live) * k..(first + ROWS + live).min(rows.end) * k],
+                );
+                for panel in tiles.panels(tile) {
                     let tile = Tile {
                         a: pulp::bytemuck::cast_slice(&a),
                         a_row: b.n_pairs,

@@ -136,6 +136,10 @@ impl Conv2d {
             return;
         }
         let n_positions = self.n * self.out_h() * self.out_w();
+        let cpu = Cpu {
+            threads: cpu.threads.for_products(n_positions * self.weight_len()),
+            ..cpu
+        };
         let n_groups = self.weight_groups(n_positions);
         let positions_per_group = n_positions.div_ceil(n_groups).next_multiple_of(CHUNK);
         let c_in_per_tile = self.c_in_per_tile(n_groups, cpu);
