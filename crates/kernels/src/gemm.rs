@@ -192,15 +192,21 @@ impl OuterProducts<'_> {
         isa.dispatch(self);
     }
 
+    /// All sums, in register tiles of R rows (Q where no more are left) and V vectors (H for a
+    /// strip that is half empty).
     #[inline(always)]
-    fn tiles<S: Simd, const R: usize, const V: usize, const H: usize>(&mut self, simd: S) {
+    fn tiles<S: Simd, const R: usize, const Q: usize, const V: usize, const H: usize>(
+        &mut self,
+        simd: S,
+    ) {
         let n_rows = self.out.len() / self.n_cols;
         for col in (0..self.n_cols).step_by(COLS) {
+            let half_empty = self.n_cols - col <= H * S::F32_LANES;
             for row in (0..n_rows).step_by(R) {
-                if self.n_cols - col <= H * S::F32_LANES {
-                    self.tile::<S, R, H>(simd, row, col);
-                } else {
-                    self.tile::<S, R, V>(simd, row, col);
+                match (half_empty, n_rows - row <= Q) {
+                    (true, _) => self.tile::<S, R, H>(simd, row, col),
+                    (false, true) => self.tile::<S, Q, V>(simd, row, col),
+                    (false, false) => self.tile::<S, R, V>(simd, row, col),
                 }
             }
         }
@@ -282,10 +288,10 @@ impl WithSimd for OuterProducts<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         match S::F32_LANES {
-            16 => self.tiles::<S, 12, 2, 1>(simd),
-            8 => self.tiles::<S, 3, 4, 2>(simd),
-            4 => self.tiles::<S, 2, 8, 4>(simd),
-            _ => self.tiles::<S, 1, 32, 16>(simd),
+            16 => self.tiles::<S, 12, 4, 2, 1>(simd),
+            8 => self.tiles::<S, 3, 1, 4, 2>(simd),
+            4 => self.tiles::<S, 2, 1, 8, 4>(simd),
+            _ => self.tiles::<S, 1, 1, 32, 16>(simd),
         }
     }
 }

@@ -108,8 +108,23 @@ impl Conv2d {
         let rows = &d_y[chunk.positions.start * self.c_out..];
         let row = |i: usize| Some(&rows[i * self.c_out..][..self.c_out]);
         let b = Strips::<COLS>::pack(chunk.positions.len(), self.c_out, row, cpu.isa);
+        let n_positions = chunk.positions.len();
+        let first = chunk.positions.start;
+        // Divisions: once, and not for every tap; for a linear layer not at all.
+        let origins: Vec<_> = match self.is_linear() {
+            true => vec![],
+            false => chunk.positions.clone().map(|i| self.origin(i)).collect(),
+        };
         for tap in 0..self.n_taps() {
-            let a = self.tap_inputs(tap, x, &chunk, cpu);
+            let channels = &chunk.channels;
+            let row = |i: usize| {
+                let source = match origins.get(i) {
+                    Some(origin) => self.source(tap, origin)?,
+                    None => first + i,
+                };
+                Some(&x[source * self.c_in..][channels.clone()])
+            };
+            let a = Strips::pack(n_positions, channels.len(), row, cpu.isa);
             let sums = OuterProducts {
                 a: &a,
                 b: &b,
@@ -177,29 +192,6 @@ impl Conv2d {
         }
     }
 
-    /// The channels of a chunk that a tap sees from each of its positions.
-    fn tap_inputs(
-        &self,
-        tap: usize,
-        x: &[f32],
-        chunk: &Chunk<'_>,
-        cpu: Cpu,
-    ) -> Strips<'static, ROWS> {
-        let (n_positions, n_c) = (chunk.positions.len(), chunk.channels.len());
-        let channels = &chunk.channels;
-        if self.is_linear() {
-            let x = &x[chunk.positions.start * self.c_in..];
-            let row = |i: usize| Some(&x[i * self.c_in..][channels.clone()]);
-            return Strips::pack(n_positions, n_c, row, cpu.isa);
-        }
-        let positions = chunk.positions.clone();
-        let sources: Vec<_> = positions
-            .map(|position| self.source(tap, position))
-            .collect();
-        let row = |i: usize| Some(&x[sources[i]? * self.c_in..][channels.clone()]);
-        Strips::pack(n_positions, n_c, row, cpu.isa)
-    }
-
     /// Input channels of one tile of a weight gradient: as many as leave each thread a few tiles
     /// and the sums in the cache. Changes no bit.
     fn c_in_per_tile(&self, n_groups: usize, cpu: Cpu) -> usize {
@@ -212,15 +204,32 @@ impl Conv2d {
             .next_multiple_of(ROWS)
     }
 
-    /// Which position of all images `tap` sees from an output position, if it lies in the image.
-    fn source(&self, tap: usize, position: usize) -> Option<usize> {
-        let (out_h, out_w) = (self.out_h(), self.out_w());
-        let (row, ox) = (position / out_w, position % out_w);
-        let (image, oy) = (row / out_h, row % out_h);
-        let iy = (oy * self.stride + tap / self.kernel[1]).checked_sub(self.padding[0])?;
-        let ix = (ox * self.stride + tap % self.kernel[1]).checked_sub(self.padding[1])?;
-        (iy < self.h && ix < self.w).then_some((image * self.h + iy) * self.w + ix)
+    /// Where the first tap of an output position stands.
+    fn origin(&self, position: usize) -> Origin {
+        let (row, ox) = (position / self.out_w(), position % self.out_w());
+        let (image, oy) = (row / self.out_h(), row % self.out_h());
+        Origin {
+            first_row: image * self.h,
+            padded: [oy * self.stride, ox * self.stride],
+        }
     }
+
+    /// Which position of all images a tap sees, if it lies in the image.
+    #[inline(always)]
+    fn source(&self, tap: usize, origin: &Origin) -> Option<usize> {
+        let (ky, kx) = (tap / self.kernel[1], tap % self.kernel[1]);
+        let iy = (origin.padded[0] + ky).checked_sub(self.padding[0])?;
+        let ix = (origin.padded[1] + kx).checked_sub(self.padding[1])?;
+        (iy < self.h && ix < self.w).then_some((origin.first_row + iy) * self.w + ix)
+    }
+}
+
+/// Where the filter stands for an output position.
+struct Origin {
+    /// The first row of its image among those of all.
+    first_row: usize,
+    /// Row and column in the padded image.
+    padded: [usize; 2],
 }
 
 /// A part of the positions whose outer products a tile of a weight gradient adds up.
