@@ -3,6 +3,9 @@
 pub mod file;
 mod from_config;
 
+#[cfg(test)]
+pub(crate) use from_config::unet;
+
 use std::rc::Rc;
 
 use anyhow::Context as _;

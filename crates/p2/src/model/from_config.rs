@@ -9,7 +9,7 @@ use crate::config::{RunConfig, section};
 /// Channels of an image: red, green, blue.
 pub(super) const N_CHANNELS: usize = 3;
 
-pub(super) fn unet(config: &RunConfig) -> UNetConfig {
+pub(crate) fn unet(config: &RunConfig) -> UNetConfig {
     let model = &config.model;
     UNetConfig {
         image_size: config.data.image_size,

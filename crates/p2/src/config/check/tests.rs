@@ -134,3 +134,33 @@ fn all_presets_are_in_range_without_warnings() {
         assert_eq!(run.warnings(), &[] as &[String], "{}", preset.name);
     }
 }
+
+/// The network refuses what does not fit together as well, without knowing where the values stand.
+/// Whatever passes here must pass there, and nothing may be refused here that it could be built of.
+#[test]
+fn sizes_that_pass_are_those_that_a_network_can_be_built_of() {
+    let (mut n_passed, mut n_refused) = (0, 0);
+    for size in ["1", "8", "12", "32"] {
+        for channels in ["0", "32", "48", "64"] {
+            for mult in ["[]", "[0]", "[1]", "[1,3]", "[2,1,2]", "[1,1,1,1]"] {
+                for attention in ["[]", "[8]", "[4,8]", "[16]"] {
+                    for heads in ["{channels=32}", "{channels=0}", "{count=3}", "{count=4}"] {
+                        let config = with(&[
+                            &format!("data.image_size={size}"),
+                            &format!("model.channels={channels}"),
+                            &format!("model.channel_mult={mult}"),
+                            &format!("model.attention_resolutions={attention}"),
+                            &format!("model.heads={heads}"),
+                        ]);
+                        let checked = check(&config).is_ok();
+                        let network = crate::model::unet(&config).check();
+                        assert_eq!(checked, network.is_ok(), "{:?}: {network:?}", config.model);
+                        n_passed += usize::from(checked);
+                        n_refused += usize::from(!checked);
+                    }
+                }
+            }
+        }
+    }
+    assert!(n_passed > 50 && n_refused > 50, "{n_passed} {n_refused}");
+}
