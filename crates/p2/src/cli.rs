@@ -7,6 +7,7 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 
 use crate::config::section::Sampler;
 use crate::config::{Base, Count, Override};
+use crate::engine::Device;
 use crate::print::{ColorChoice, Verbosity};
 use crate::signal::Signal;
 
@@ -97,13 +98,6 @@ pub enum Command {
     Bench(BenchArgs),
 }
 
-/// Where the computing is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Device {
-    /// The processor
-    Cpu,
-}
-
 /// Seeds and counts end where TOML's integers do.
 const MAX: u64 = i64::MAX as u64;
 
@@ -131,7 +125,7 @@ pub struct TrainArgs {
     /// Threads to compute with; changes no result [default: one per core]
     #[arg(long, value_name = "N")]
     pub threads: Option<std::num::NonZeroUsize>,
-    /// Where to compute
+    /// Where to compute; this build knows cpu
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
     /// Stop once the run has seen so many images, such as 200k
@@ -415,6 +409,7 @@ mod tests {
             &["a.toml", "--max-minutes", "nan"],
             &["a.toml", "--seed", "9223372036854775808"],
             &["a.toml", "--max-images", "2.5"],
+            &["a.toml", "--device", "cuda:0"],
         ] {
             assert!(train(arguments).is_err(), "{arguments:?}");
         }

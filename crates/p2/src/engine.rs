@@ -1,6 +1,8 @@
 //! Sets up the engine: one number of threads for everything, the instruction set, memory.
 
+use std::fmt;
 use std::num::NonZeroUsize;
+use std::str::FromStr;
 
 use anyhow::Context as _;
 use p2_kernels::process;
@@ -10,6 +12,32 @@ use crate::problem::Problem;
 
 /// The variable that chooses an instruction set.
 const ISA: &str = "P2_ISA";
+
+/// Where the computing is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            _ => Err("this build computes on `cpu` alone".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+        }
+    }
+}
 
 /// Runs `f` on a pool of so many threads, one per core if `None`.
 ///

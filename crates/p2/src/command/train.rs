@@ -38,6 +38,7 @@ pub(super) fn train(arguments: &TrainArgs, printer: &Printer) -> anyhow::Result<
             run,
             out: arguments.out(),
             start: arguments.start(),
+            device: arguments.device,
             cpu,
         };
         train::train(setup, limits, printer)

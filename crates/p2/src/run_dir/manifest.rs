@@ -6,6 +6,7 @@ use p2_nn::Cpu;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Change;
+use crate::engine::Device;
 
 /// What a run was made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +59,8 @@ pub struct Machine {
 /// What a start computes with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Engine {
+    /// Where, such as `cpu`.
+    pub device: String,
     /// The instruction set, such as `avx2`: the bits of a run depend on it.
     pub instruction_set: String,
     /// Threads that compute; they change no bit.
@@ -65,9 +68,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// What `cpu` stands for.
-    pub fn of(cpu: Cpu) -> Self {
+    /// A device, and what `cpu` stands for.
+    pub fn of(device: Device, cpu: Cpu) -> Self {
         Self {
+            device: device.to_string(),
             instruction_set: cpu.isa.name().to_owned(),
             n_threads: cpu.threads.count(),
         }
@@ -187,6 +191,7 @@ mod tests {
     fn the_engine_is_that_of_the_last_start_that_left_something() {
         let start = |images_seen, instruction_set: &str| {
             let engine = Engine {
+                device: "cpu".to_owned(),
                 instruction_set: instruction_set.to_owned(),
                 n_threads: 1,
             };
@@ -207,6 +212,7 @@ mod tests {
     fn a_manifest_of_an_older_version_is_read() {
         let mut manifest = Manifest::new(0, String::new());
         let engine = Engine {
+            device: "cpu".to_owned(),
             instruction_set: "a".to_owned(),
             n_threads: 1,
         };

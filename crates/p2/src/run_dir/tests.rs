@@ -88,7 +88,10 @@ fn a_manifest_comes_back_and_a_damaged_one_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let (run_dir, _) = RunDir::open(folder.path(), Start::Either).unwrap();
     let mut manifest = Manifest::new(7, "abc".to_owned());
-    let engine = Engine::of(p2_nn::Cpu::best(p2_nn::Threads::new(2)));
+    let engine = Engine::of(
+        crate::engine::Device::Cpu,
+        p2_nn::Cpu::best(p2_nn::Threads::new(2)),
+    );
     let change = crate::config::Change {
         key: "optim.lr".to_owned(),
         old: "1".to_owned(),

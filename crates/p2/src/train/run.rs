@@ -16,6 +16,7 @@ use crate::checkpoint::{self, Found};
 use crate::cli::Start;
 use crate::config::{Run, changes};
 use crate::data::{BUNDLED, Dataset, Loader, LoaderOptions, Split};
+use crate::engine::Device;
 use crate::model::Model;
 use crate::monitor::metrics::Metrics;
 use crate::monitor::progress::{Course, Progress};
@@ -33,6 +34,8 @@ pub struct Setup {
     pub out: PathBuf,
     /// Whether the run is begun or continued.
     pub start: Start,
+    /// Where to compute.
+    pub device: Device,
     /// Instructions and threads.
     pub cpu: Cpu,
 }
@@ -74,7 +77,7 @@ pub fn train(
     let clock = found.as_ref().map_or(Clock::at(0, 0), |found| {
         Clock::at(found.state.position.images_seen, found.state.position.step)
     });
-    let engine = Engine::of(setup.cpu);
+    let engine = Engine::of(setup.device, setup.cpu);
     manifest.starts.push(StartRecord {
         data_path: Some(full_path(&run.data.path)),
         ..StartRecord::now(clock.images_seen, engine.clone(), changed)

@@ -213,6 +213,23 @@ fn a_preset_without_images_asks_for_them() {
 }
 
 #[test]
+fn a_device_that_this_build_does_not_know_is_refused() {
+    let folder = tempdir().unwrap();
+    check(
+        folder.path(),
+        &["train", "--preset", "smoke", "--device", "cuda:0"],
+        &expect![[r#"
+            exit: 2
+            --- stdout
+            --- stderr
+            error: invalid value 'cuda:0' for '--device <DEVICE>': this build computes on `cpu` alone
+
+            For more information, try '--help'.
+        "#]],
+    );
+}
+
+#[test]
 fn resume_and_fresh_exclude_each_other() {
     let folder = tempdir().unwrap();
     let arguments = ["train", "--preset", "smoke", "--resume", "--fresh"];

@@ -90,7 +90,7 @@ fn options_have_one_line_each() {
               --set <SECTION.KEY=VALUE>  Set one value of the configuration; may be given many times
               --seed <N>                 Seed of every random draw [default: train.seed]
               --threads <N>              Threads to compute with; changes no result [default: one per core]
-              --device <DEVICE>          Where to compute [default: cpu] [possible values: cpu]
+              --device <DEVICE>          Where to compute; this build knows cpu [default: cpu]
               --max-images <IMAGES>      Stop once the run has seen so many images, such as 200k
               --max-steps <STEPS>        Stop after so many optimizer steps from now
               --max-minutes <MINUTES>    Stop after so many minutes from now

@@ -132,6 +132,7 @@ fn another_instruction_set_is_told_and_recorded() {
     let engine = &manifest["starts"][2]["engine"];
     assert_eq!(engine["instruction_set"], best.name());
     assert_eq!(engine["n_threads"], 2);
+    assert_eq!(engine["device"], "cpu");
 }
 
 #[test]
