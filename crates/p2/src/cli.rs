@@ -123,7 +123,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=MAX))]
     seed: Option<u64>,
     /// Threads to compute with; changes no result [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<std::num::NonZeroUsize>,
     /// Where to compute; this build knows cpu
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
@@ -250,7 +250,7 @@ pub struct SampleArgs {
     #[arg(long, value_name = "IMAGES")]
     pub batch_size: Option<std::num::NonZeroUsize>,
     /// Threads to compute with; changes no result [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<std::num::NonZeroUsize>,
     /// Save the unrounded pixels as well, in [-1, 1] and [N, H, W, C]
     #[arg(long, value_name = "FILE.safetensors")]
@@ -309,11 +309,22 @@ pub struct BenchArgs {
     #[arg(long)]
     pub sampling: bool,
     /// Threads to compute with [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<std::num::NonZeroUsize>,
     /// Print the results as JSON, with the seconds of every step
     #[arg(long)]
     pub json: bool,
+}
+
+/// More threads than any machine runs at once would only exhaust what the system gives to one user.
+const MAX_THREADS: usize = 1024;
+
+fn threads(text: &str) -> Result<std::num::NonZeroUsize, String> {
+    let threads = text
+        .parse()
+        .ok()
+        .filter(|threads: &std::num::NonZeroUsize| threads.get() <= MAX_THREADS);
+    threads.ok_or_else(|| format!("expected a number from 1 to {MAX_THREADS}"))
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
@@ -405,6 +416,7 @@ mod tests {
     fn numbers_outside_their_range_are_refused() {
         for arguments in [
             &["a.toml", "--threads", "0"][..],
+            &["a.toml", "--threads", "1025"],
             &["a.toml", "--max-minutes", "-1"],
             &["a.toml", "--max-minutes", "nan"],
             &["a.toml", "--seed", "9223372036854775808"],

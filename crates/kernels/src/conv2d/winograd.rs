@@ -199,9 +199,10 @@ mod tests {
             w,
             c_in,
             c_out,
-            kernel,
+            kernel: [kernel; 2],
             stride,
-            padding,
+            padding: [padding; 2],
+            groups: Groups::One,
         }
     }
 
@@ -223,7 +224,10 @@ mod tests {
         }
         let conv = conv([32, 32], 3);
         assert!(!applies(&Conv2d { stride: 2, ..conv }));
-        assert!(!applies(&Conv2d { padding: 0, ..conv }));
+        assert!(!applies(&Conv2d {
+            padding: [0, 0],
+            ..conv
+        }));
     }
 
     #[test]
@@ -260,7 +264,7 @@ mod tests {
         for isa in Isa::available() {
             let cpu = Cpu {
                 isa,
-                threads: Threads::new(2),
+                ..Cpu::best(Threads::new(2))
             };
             for direction in [Direction::Forward, Direction::Turned] {
                 let is_forward = direction == Direction::Forward;
