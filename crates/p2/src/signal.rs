@@ -61,6 +61,14 @@ impl Stop {
         Ok(Self { number })
     }
 
+    /// A process that nobody asks to stop.
+    #[cfg(test)]
+    pub(crate) fn never() -> Self {
+        Self {
+            number: Arc::default(),
+        }
+    }
+
     /// The signal that asked to stop, if one did.
     pub fn requested(&self) -> Option<Signal> {
         let number = self.number.load(Ordering::Relaxed);

@@ -30,6 +30,7 @@ const MAX_LEVEL_CHANNELS: usize = 65_536;
 const MAX_RES_BLOCKS: usize = 64;
 const MAX_CLASSES: usize = 1_000_000;
 const MAX_TIMESTEPS: usize = 100_000;
+const MAX_GRID_IMAGES: usize = 4096;
 
 /// Checks every range; returns warnings about values that are allowed but doubtful.
 pub(super) fn check(config: &RunConfig) -> Result<Vec<String>, Violation> {
@@ -378,10 +379,10 @@ fn check_sample(sample: &Sample, config: &RunConfig) -> Result<(), Violation> {
         "0 to 1",
     )?;
     ensure(
-        sample.n_images > 0,
+        (1..=MAX_GRID_IMAGES).contains(&sample.n_images),
         "sample.n_images",
         sample.n_images,
-        "1 or more",
+        format!("1 to {MAX_GRID_IMAGES}"),
     )?;
     ensure(
         sample.seed <= i64::MAX as u64,

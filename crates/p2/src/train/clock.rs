@@ -58,13 +58,14 @@ pub struct Limits {
 impl Limits {
     /// Whether the process must end now, if finishing (pictures, checkpoint) takes so long.
     pub(super) fn reached(&self, clock: &Clock, finishing_secs: f64) -> bool {
-        let finishing = Duration::try_from_secs_f64(finishing_secs).unwrap_or_default();
+        let finishing = Duration::try_from_secs_f64(finishing_secs).unwrap_or(Duration::MAX);
         self.stop.requested().is_some()
             || self.max_images.is_some_and(|max| clock.images_seen >= max)
             || self.max_step.is_some_and(|max| clock.step >= max)
-            || self
-                .deadline
-                .is_some_and(|deadline| Instant::now() + finishing >= deadline)
+            || self.deadline.is_some_and(|deadline| {
+                let finished = Instant::now().checked_add(finishing);
+                finished.is_none_or(|finished| finished >= deadline)
+            })
     }
 }
 
@@ -85,6 +86,19 @@ mod tests {
             // A batch larger than the interval passes several multiples at once.
             assert_eq!(n_passed, if batch_size > 100 { 7 } else { 10 });
         }
+    }
+
+    #[test]
+    fn a_deadline_is_reached_when_what_is_left_to_do_takes_for_ever() {
+        let limits = Limits {
+            max_images: None,
+            max_step: None,
+            deadline: Instant::now().checked_add(Duration::from_secs(3600)),
+            stop: Stop::never(),
+        };
+        let reached = |finishing_secs| limits.reached(&Clock::at(0, 0), finishing_secs);
+        assert!(!reached(0.0) && !reached(60.0));
+        assert!(reached(3600.0) && reached(1e18) && reached(1e300));
     }
 
     #[test]

@@ -53,7 +53,7 @@ fn values_outside_their_range_are_refused_by_key() {
         ("train.keep_last", &["0"]),
         ("sample.n_steps", &["0", "1001"]),
         ("sample.eta", &["-0.1", "1.1", "nan"]),
-        ("sample.n_images", &["0"]),
+        ("sample.n_images", &["0", "4097"]),
     ];
     for (key, values) in rows {
         for value in *values {
