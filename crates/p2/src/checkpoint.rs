@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use read::{Found, Skipped, StoredTensors, newest, verify};
+pub use read::{Found, Skipped, StoredTensors, is_checkpoint, newest, verify};
 pub use write::{Retention, clean, save, save_file};
 
 /// The version of `state.json` and of the names in the tensor files.

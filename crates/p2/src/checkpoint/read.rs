@@ -90,6 +90,11 @@ pub fn newest(checkpoints: &Path) -> anyhow::Result<Option<Found>> {
         .into())
 }
 
+/// Whether a folder says of itself that it is a checkpoint.
+pub fn is_checkpoint(path: &Path) -> bool {
+    path.join(STATE_FILE).exists()
+}
+
 /// Checks that a checkpoint is complete: every file has the size and the checksum of `state.json`.
 ///
 /// # Errors

@@ -35,6 +35,11 @@ pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Resul
         let options = options(arguments, &loaded.run)?;
         printer.note(format_args!("sampling from {}", loaded.path.display()));
         durable::make_folder(&arguments.out)?;
+        // Now rather than after hours of drawing.
+        let raw_folder = arguments.raw.as_deref().and_then(Path::parent);
+        if let Some(folder) = raw_folder.filter(|folder| !folder.as_os_str().is_empty()) {
+            durable::make_folder(folder)?;
+        }
         let started = Instant::now();
         let n_images = arguments.n_images.get() as u64;
         let pixels = draw_all(arguments, &loaded.model, &options, n_images, printer)?;

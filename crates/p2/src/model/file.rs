@@ -7,7 +7,7 @@ use p2_nn::{Cpu, Params};
 
 use super::Model;
 use crate::checkpoint::{self, NamedTensor, Skipped, StoredTensors, TensorFile};
-use crate::config::Run;
+use crate::config::{Run, RunConfig};
 use crate::problem::Problem;
 
 /// The way out where there is no model.
@@ -47,6 +47,7 @@ pub fn load(path: &Path, cpu: Cpu) -> anyhow::Result<Loaded> {
     let run = metadata
         .and_then(Run::from_metadata)
         .with_context(unusable)?;
+    check_size(&run, &stored).with_context(unusable)?;
     let model = Model::zeros(&run, cpu)?;
     load_params(model.params(), &stored, "").with_context(unusable)?;
     Ok(Loaded {
@@ -71,6 +72,34 @@ pub fn save(path: &Path, model: &Model, run: &Run) -> anyhow::Result<()> {
     let values = values.iter().map(Vec::as_slice);
     let file = tensor_file(name, &run.to_metadata()?, params, values)?;
     checkpoint::save_file(path, &file)
+}
+
+/// Refuses a configuration whose network is larger than what the file holds, before any memory is
+/// taken for it: a few bytes of text could ask for all of it.
+fn check_size(config: &RunConfig, stored: &StoredTensors) -> anyhow::Result<()> {
+    let shapes = stored.names().filter_map(|name| stored.shape(name));
+    let n_stored: u128 = shapes
+        .map(|shape| shape.iter().map(|&extent| extent as u128).product::<u128>())
+        .sum();
+    let n_least = least_parameters(config);
+    anyhow::ensure!(
+        n_least <= n_stored,
+        "it holds {n_stored} numbers, its configuration needs more than {n_least}"
+    );
+    Ok(())
+}
+
+/// Fewer parameters than a network has, though not by far: the embeddings of noise level and class,
+/// and one convolution of each residual block of the encoder.
+fn least_parameters(config: &RunConfig) -> u128 {
+    let model = &config.model;
+    let channels = model.channels as u128;
+    let embed = 4 * channels;
+    let blocks = model.channel_mult.iter().map(|&mult| {
+        let level = channels * mult as u128;
+        model.n_res_blocks as u128 * 9 * level * level
+    });
+    embed * (channels + embed + model.n_classes as u128) + blocks.sum::<u128>()
 }
 
 /// Sets the parameters from the tensors of their names under `prefix`.
@@ -146,7 +175,12 @@ fn find(path: &Path) -> anyhow::Result<(PathBuf, Vec<Skipped>)> {
     }
     let (checkpoint, skipped) = match checkpoint::newest(&path.join("checkpoints"))? {
         Some(found) => (found.path, found.skipped),
-        None => (path.to_owned(), Vec::new()),
+        None => {
+            if checkpoint::is_checkpoint(path) {
+                checkpoint::verify(path)?;
+            }
+            (path.to_owned(), Vec::new())
+        }
     };
     let mut averages: Vec<PathBuf> = std::fs::read_dir(&checkpoint)?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -164,7 +198,27 @@ mod tests {
     use p2_nn::Threads;
 
     use super::*;
-    use crate::config::{Base, resolve};
+    use crate::config::{Base, Override, resolve};
+
+    #[test]
+    fn a_file_cannot_ask_for_a_network_larger_than_itself() {
+        let cpu = Cpu::best(Threads::new(1));
+        let smoke = resolve(&Base::Preset("smoke".into()), &[]).unwrap();
+        let model = Model::new(&smoke, cpu).unwrap();
+        let n_parameters = model.params().n_elements() as u128;
+        let n_least = least_parameters(&smoke);
+        assert!(n_least <= n_parameters && n_parameters < 20 * n_least);
+        let overrides = ["model.channels=32768", "model.channel_mult=[1,2]"].map(Override::set);
+        let large = resolve(&Base::Preset("smoke".into()), &overrides).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        save(&path, &model, &large).unwrap();
+        let error = format!("{:#}", load(&path, cpu).unwrap_err());
+        assert!(
+            error.contains("its configuration needs more than"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn a_saved_model_comes_back_with_its_weights_and_its_configuration() {

@@ -267,6 +267,40 @@ fn what_the_model_cannot_draw_is_refused() {
 }
 
 #[test]
+fn a_damaged_checkpoint_that_is_asked_for_is_refused() {
+    let project = trained();
+    let checkpoint = "run/checkpoints/images-0000000024";
+    let file = project
+        .path()
+        .join(checkpoint)
+        .join("ema-halflife-40.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let arguments = ["sample", checkpoint, "--n-images", "1", "--out", "drawn"];
+    let output = p2(project.path(), &arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = stderr(&output);
+    for part in ["damaged checkpoint", "does not hold"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn the_folder_of_unrounded_pixels_is_made() {
+    let project = trained();
+    draw(&project, "run", 1, &[]);
+    let raw = project.path().join("raw.safetensors");
+    let first = fs::read(raw).unwrap();
+    let arguments = ["sample", "run", "--n-images", "1", "--out", "drawn"];
+    let more = ["--raw", "new/folder/raw.safetensors"];
+    let output = p2(project.path(), &[&arguments[..], &more].concat()).output();
+    assert!(output.unwrap().status.success());
+    let second = fs::read(project.path().join("new/folder/raw.safetensors")).unwrap();
+    assert!(second == first);
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_refused() {
     let project = trained();
     let folder = project.path();
