@@ -36,25 +36,27 @@ enum What<'a> {
 }
 
 impl EventWriter {
-    /// Begins a new file in `folder` for a run that stands at `images_seen`, 0 for a new one.
+    /// Begins a new file in `folder` for a run that goes on at the checkpoint of so many images, `None`
+    /// for one that begins.
     ///
     /// Where a run begins, the files of a start that ended before its first checkpoint are removed.
-    /// Otherwise they stay, and TensorBoard is told to forget their points after `images_seen`.
+    /// Otherwise they stay, and TensorBoard is told to forget their points after the
+    /// checkpoint.
     ///
     /// # Errors
     /// If the file cannot be written, or an old one not be removed.
-    pub fn create(folder: &Path, images_seen: u64) -> anyhow::Result<Self> {
+    pub fn create(folder: &Path, checkpoint: Option<u64>) -> anyhow::Result<Self> {
         let old = files_in(folder).map_err(|error| durable::explain(error, "read", folder))?;
         let (path, file) =
             create_file(folder).map_err(|error| durable::explain(error, "write", folder))?;
         let mut writer = Self { path, file };
         writer.write(0, &What::FileVersion)?;
         // Even of files that are removed: a TensorBoard that is looking has read them already.
-        if images_seen > 0 || !old.is_empty() {
-            writer.write(images_seen + 1, &What::Restart)?;
+        if checkpoint.is_some() || !old.is_empty() {
+            writer.write(checkpoint.unwrap_or(0) + 1, &What::Restart)?;
         }
         // Last, so that the new file has another name than all of them.
-        for path in old.iter().filter(|_| images_seen == 0) {
+        for path in old.iter().filter(|_| checkpoint.is_none()) {
             fs::remove_file(path).map_err(|error| durable::explain(error, "remove", path))?;
         }
         Ok(writer)
@@ -264,7 +266,7 @@ mod tests {
         let other = folder.path().join("events.out.tfevents.1.other-program");
         fs::write(&other, "").unwrap();
         for _ in 0..3 {
-            let mut writer = EventWriter::create(folder.path(), 0).unwrap();
+            let mut writer = EventWriter::create(folder.path(), None).unwrap();
             writer.append(64, &scalars()).unwrap();
         }
         let paths = paths_in(folder.path());
@@ -282,11 +284,11 @@ mod tests {
     #[test]
     fn a_resumed_run_gets_a_file_of_its_own_that_says_so() {
         let folder = tempfile::tempdir().unwrap();
-        EventWriter::create(folder.path(), 0)
+        EventWriter::create(folder.path(), None)
             .unwrap()
             .append(64, &scalars())
             .unwrap();
-        EventWriter::create(folder.path(), 64)
+        EventWriter::create(folder.path(), Some(64))
             .unwrap()
             .append(128, &scalars())
             .unwrap();

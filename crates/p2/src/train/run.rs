@@ -94,8 +94,9 @@ pub fn train(
             .with_context(|| format!("cannot continue {}", found.path.display()))?;
     }
     let limits = limits(clock);
-    let mut observer = Observer::new(&trainer, &run_dir, &dataset, setup.cpu, &limits, printer)?;
-    observer.saved_at = found.map(|found| found.state.position.images_seen);
+    let saved_at = found.map(|found| found.state.position.images_seen);
+    let watched = (&trainer, saved_at);
+    let mut observer = Observer::new(watched, &run_dir, &dataset, setup.cpu, &limits, printer)?;
     observer.tell_skipped();
     trainer.run(&mut loader, &mut observer, &limits)?;
     finish(&trainer, &mut observer, &limits)?;
@@ -251,7 +252,7 @@ impl Trainer {
 
 impl<'a> Observer<'a> {
     fn new(
-        trainer: &Trainer,
+        (trainer, saved_at): (&Trainer, Option<u64>),
         run_dir: &'a RunDir,
         dataset: &Arc<Dataset>,
         cpu: Cpu,
@@ -273,7 +274,7 @@ impl<'a> Observer<'a> {
             averaged,
             linear: is_measured.then(|| Fitting::start(dataset)).transpose()?,
             metrics: Metrics::open(&run_dir.metrics(), from)?,
-            events: EventWriter::create(&run_dir.tensorboard(), from)?,
+            events: EventWriter::create(&run_dir.tensorboard(), saved_at)?,
             progress: Progress::new(printer, Course { from, to, deadline }),
             interval: Means::new(),
             n_skipped: 0,
@@ -282,7 +283,7 @@ impl<'a> Observer<'a> {
             held_out_secs: None,
             grid_secs: None,
             held_out: None,
-            saved_at: None,
+            saved_at,
         })
     }
 }
