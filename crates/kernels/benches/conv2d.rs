@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use p2_kernels::conv2d::{Conv2d, winograd};
+use p2_kernels::conv2d::{Conv2d, Groups, winograd};
 use p2_kernels::{Cpu, Threads};
 
 /// Images, input and output channels, rows and columns.
@@ -38,9 +38,10 @@ fn convolutions(criterion: &mut Criterion) {
             w: side,
             c_in,
             c_out,
-            kernel: 3,
+            kernel: [3, 3],
             stride: 1,
-            padding: 1,
+            padding: [1, 1],
+            groups: Groups::One,
         };
         let (x, weight, bias) = (fill(conv.x_len()), fill(conv.weight_len()), fill(c_out));
         let d_y = fill(conv.y_len());

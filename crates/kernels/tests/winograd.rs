@@ -1,7 +1,7 @@
 //! Winograd's convolution against the naive twin: awkward sizes, every instruction set of the
 //! machine, and the same bits for any number of threads and any batch.
 
-use p2_kernels::conv2d::{Conv2d, winograd};
+use p2_kernels::conv2d::{Conv2d, Groups, Inputs, winograd};
 use p2_kernels::{Cpu, Isa, Threads, reference};
 
 /// Numbers in about [-1, 1] without a pattern that a wrong index could hit.
@@ -25,6 +25,7 @@ fn conv(n: usize, [h, w]: [usize; 2], [c_in, c_out]: [usize; 2]) -> Conv2d {
         kernel: [3, 3],
         stride: 1,
         padding: [1, 1],
+        groups: Groups::One,
     }
 }
 
@@ -92,7 +93,13 @@ impl Case {
     }
 
     fn exact(&self) -> [Vec<f64>; 5] {
-        let y = reference::conv2d(&self.conv, &self.x, &self.weight, &self.bias);
+        let inputs = Inputs {
+            x: &self.x,
+            weight: &self.weight,
+            bias: &self.bias,
+            residual: None,
+        };
+        let y = reference::conv2d(&self.conv, &inputs);
         let y_plus = y.iter().zip(&self.residual).map(|(y, r)| y + f64::from(*r));
         let y_plus = y_plus.collect();
         let (d_x, d_weight, d_bias) =
@@ -105,7 +112,10 @@ impl Case {
         for isa in Isa::available() {
             let mut first: Option<Results> = None;
             for threads in [1, 2, 3, 8].map(Threads::new) {
-                let results = self.run(Cpu { isa, threads });
+                let results = self.run(Cpu {
+                    isa,
+                    ..Cpu::best(threads)
+                });
                 for (part, (fast, exact)) in results.iter().zip(&exact).enumerate() {
                     let what = format!("part {part} of {:?} on {isa:?}", self.conv);
                     assert_close(&what, fast, exact);
@@ -182,7 +192,7 @@ fn an_image_has_the_same_convolution_in_any_batch() {
         let alone = conv(1, [8, 6], [64, 80]);
         let [y, y_plus, d_x, ..] = batch.run(Cpu {
             isa,
-            threads: Threads::new(2),
+            ..Cpu::best(Threads::new(2))
         });
         for image in 0..9 {
             let part = |all: &[f32], len: usize| all[image * len..][..len].to_vec();
@@ -196,7 +206,7 @@ fn an_image_has_the_same_convolution_in_any_batch() {
             };
             let [y1, y_plus1, d_x1, ..] = case.run(Cpu {
                 isa,
-                threads: Threads::new(1),
+                ..Cpu::best(Threads::new(1))
             });
             assert_eq!(y1, part(&y, alone.y_len()));
             assert_eq!(y_plus1, part(&y_plus, alone.y_len()));

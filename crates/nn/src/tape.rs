@@ -269,7 +269,7 @@ impl Node {
         let (slot, dims) = (self.slot, self.dims().to_vec());
         let node = self
             .tape
-            .record("reshape", &[self], value, move |d_y, sums| {
+            .record("elementwise", &[self], value, move |d_y, sums| {
                 sums.pass(slot, d_y.reshape(&dims)?)
             });
         let saved = self.save();

@@ -120,7 +120,7 @@ pub fn measure(run: Run, task: Task, n_steps: NonZeroUsize, cpu: Cpu) -> anyhow:
             report.describe(trainer.model());
             let step_seconds = repeat(n_steps, || train_step(&mut trainer, batch_size))?;
             report.peak_memory_bytes = peak_memory::read();
-            let ops = ops::of_one(|| train_step(&mut trainer, batch_size))?;
+            let ops = ops::of_one(&mut trainer, |trainer| train_step(trainer, batch_size))?;
             let forward_seconds = repeat(n_steps, || forward(trainer.model(), batch_size))?;
             report.gemm_peak_gflops = gemm_peak::gflops(cpu);
             report.training = Some(report.training(step_seconds, forward_seconds, ops));
@@ -199,7 +199,7 @@ fn forward(model: &Model, batch_size: usize) -> anyhow::Result<()> {
         t: &vec![500.min(model.schedule().n_timesteps() as u32 - 1); batch_size],
         labels: &batch.labels,
     };
-    model.predict(noised, None).map(|_| ())
+    model.predict(noised).map(|_| ())
 }
 
 /// Images of uniform noise, a function of their place in the run.

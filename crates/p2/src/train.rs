@@ -12,11 +12,12 @@ mod run;
 mod state;
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use candle_core::Tensor;
 use p2_diffusion::{LossTerms, Objective};
+use p2_nn::tape::{OpTime, Profile};
 use p2_nn::unet::Dropout;
 use p2_nn::{AdamW, Cpu, Node, Recompute, Tape, adamw};
 
@@ -41,6 +42,8 @@ pub(crate) struct Trainer {
     objective: Objective,
     optimizer: AdamW,
     clock: Clock,
+    op_clock: Option<fn() -> Duration>,
+    profile: Profile,
 }
 
 /// What a step tells those who watch.
@@ -72,7 +75,20 @@ impl Trainer {
             model,
             run,
             clock,
+            op_clock: None,
+            profile: Profile::default(),
         })
+    }
+
+    /// From now on times the ops of each step by `op_clock`.
+    pub(crate) fn time_ops(&mut self, op_clock: fn() -> Duration) {
+        self.op_clock = Some(op_clock);
+        self.profile = Profile::default();
+    }
+
+    /// Where the time went since [`Self::time_ops`].
+    pub(crate) fn profile(&self) -> &Profile {
+        &self.profile
     }
 
     /// The network that is trained, and its noise process.
@@ -123,12 +139,22 @@ impl Trainer {
             // Each image counts the same, however many share its micro-batch.
             let mean = (loss.weighted.sum_all()? / n as f64)?;
             gradients.add(output.backward_from(&leaf, &mean)?)?;
+            let profile = output.tape().profile();
+            profile.iter().for_each(|&op| self.profile.add(op));
             report.extend(&loss, noise.t)?;
         }
         report.grad_norm = gradients.checked_norm(&report.t, &batch.files, self.clock.step + 1)?;
         report.lr = learning_rate::at(&self.run, self.clock.images_seen);
+        let started = self.op_clock.map(|clock| clock());
         self.optimizer
             .step(gradients.tensors(), self.adamw_step(&report, n))?;
+        if let (Some(clock), Some(started)) = (self.op_clock, started) {
+            self.profile.add(OpTime {
+                name: "optimizer",
+                forward: clock() - started,
+                backward: Duration::ZERO,
+            });
+        }
         self.clock.advance(n);
         Ok(report)
     }
@@ -146,6 +172,10 @@ impl Trainer {
             probability: self.run.model.dropout,
         });
         let tape = Tape::recording(self.model.cpu(), Recompute::Nothing);
+        let tape = match self.op_clock {
+            Some(clock) => tape.timed(clock),
+            None => tape,
+        };
         self.model.record(&tape, noised, Some(&dropout))
     }
 

@@ -53,11 +53,11 @@ pub fn conv2d(
         Some(residual) if on_kernels(&[x, weight, bias, residual]) => {
             recorded(x, filter, sizes, Some(residual))
         }
-        None => composed("conv2d", [x, weight, bias], |[x, weight, bias]| {
+        None => composed("conv", [x, weight, bias], |[x, weight, bias]| {
             conv2d_reference(x, weight, bias, geometry)
         }),
         Some(residual) => composed(
-            "conv2d",
+            "conv",
             [x, weight, bias, residual],
             |[x, weight, bias, residual]| conv2d_reference(x, weight, bias, geometry)? + residual,
         ),
@@ -159,10 +159,10 @@ fn recorded(
     residual: Option<&Node>,
 ) -> Result<Node> {
     let cpu = x.tape().cpu();
-    let name = if sizes.kernel == [1, 1] {
-        "linear"
-    } else {
-        "conv2d"
+    let name = match sizes.kernel {
+        [1, 1] => "linear and 1x1",
+        [3, 3] => "conv 3x3",
+        _ => "conv",
     };
     let y_shape = (sizes.n, sizes.out_h(), sizes.out_w(), sizes.c_out);
     let added = residual.unwrap_or(bias).value(); // read as a residual only if there is one

@@ -16,24 +16,25 @@ use crate::tape::Node;
 /// If the engine fails.
 pub fn silu(x: &Node) -> Result<Node> {
     if !on_kernels(&[x]) {
-        return composed("silu", [x], |[x]| x.silu());
+        return composed("elementwise", [x], |[x]| x.silu());
     }
     let cpu = x.tape().cpu();
-    let value = x.tape().forward("silu", || {
+    let value = x.tape().forward("elementwise", || {
         with_slices([x.value()], |[x_values]| {
             written(x.dims(), |y| kernel::silu(x_values, y, cpu))
         })
     })?;
     let (slot, saved) = (x.slot(), x.save());
-    Ok(x.tape().record("silu", &[x], value, move |d_y, sums| {
-        let x = saved.get()?;
-        let d_x = with_slices([&x, d_y.tensor()], |[x_values, d_y]| {
-            written(x.shape(), |d_x| {
-                kernel::silu_backward(x_values, d_y, d_x, cpu);
-            })
-        })?;
-        sums.add(slot, d_x)
-    }))
+    Ok(x.tape()
+        .record("elementwise", &[x], value, move |d_y, sums| {
+            let x = saved.get()?;
+            let d_x = with_slices([&x, d_y.tensor()], |[x_values, d_y]| {
+                written(x.shape(), |d_x| {
+                    kernel::silu_backward(x_values, d_y, d_x, cpu);
+                })
+            })?;
+            sums.add(slot, d_x)
+        }))
 }
 
 /// `a + b` of two tensors of one shape.
@@ -49,19 +50,20 @@ pub fn add(a: &Node, b: &Node) -> Result<Node> {
         )));
     }
     if !on_kernels(&[a, b]) {
-        return composed("add", [a, b], |[a, b]| a + b);
+        return composed("elementwise", [a, b], |[a, b]| a + b);
     }
     let cpu = a.tape().cpu();
-    let value = a.tape().forward("add", || {
+    let value = a.tape().forward("elementwise", || {
         with_slices([a.value(), b.value()], |[a_values, b_values]| {
             written(a.dims(), |y| kernel::add(a_values, b_values, y, cpu))
         })
     })?;
     let (slot_a, slot_b) = (a.slot(), b.slot());
-    Ok(a.tape().record("add", &[a, b], value, move |d_y, sums| {
-        sums.add_shared(slot_a, d_y.tensor())?;
-        sums.add_shared(slot_b, d_y.tensor())
-    }))
+    Ok(a.tape()
+        .record("elementwise", &[a, b], value, move |d_y, sums| {
+            sums.add_shared(slot_a, d_y.tensor())?;
+            sums.add_shared(slot_b, d_y.tensor())
+        }))
 }
 
 /// Adds one value per image and channel: `[N, H, W, C]` and `[N, C]`.
@@ -69,7 +71,7 @@ pub fn add(a: &Node, b: &Node) -> Result<Node> {
 /// # Errors
 /// If the shapes do not fit.
 pub fn add_per_image(x: &Node, shift: &Node) -> Result<Node> {
-    composed("add_per_image", [x, shift], |[x, shift]| {
+    composed("elementwise", [x, shift], |[x, shift]| {
         let (n, c) = shift.dims2()?;
         x.broadcast_add(&shift.reshape((n, 1, 1, c))?)
     })
@@ -80,7 +82,7 @@ pub fn add_per_image(x: &Node, shift: &Node) -> Result<Node> {
 /// # Errors
 /// If the shapes differ.
 pub fn mask(x: &Node, mask: &Tensor) -> Result<Node> {
-    composed("mask", [x], |[x]| x * mask)
+    composed("elementwise", [x], |[x]| x * mask)
 }
 
 /// Rows of a table: `[entries, C]` to `[N, C]`.
@@ -89,7 +91,9 @@ pub fn mask(x: &Node, mask: &Tensor) -> Result<Node> {
 /// If an index is not below the number of entries.
 pub fn rows(table: &Node, indices: &[u32]) -> Result<Node> {
     let indices = Tensor::from_slice(indices, indices.len(), table.value().device())?;
-    composed("rows", [table], |[table]| table.index_select(&indices, 0))
+    composed("elementwise", [table], |[table]| {
+        table.index_select(&indices, 0)
+    })
 }
 
 /// Joins the channels of two images: `[.., C_a]` and `[.., C_b]` to `[.., C_a + C_b]`.
@@ -106,7 +110,9 @@ pub fn concat(a: &Node, b: &Node) -> Result<Node> {
         )));
     }
     if !on_kernels(&[a, b]) {
-        return composed("concat", [a, b], |[a, b]| Tensor::cat(&[a, b], D::Minus1));
+        return composed("elementwise", [a, b], |[a, b]| {
+            Tensor::cat(&[a, b], D::Minus1)
+        });
     }
     let cpu = a.tape().cpu();
     let channels = [c_a, c_b];
@@ -121,20 +127,22 @@ pub fn concat(a: &Node, b: &Node) -> Result<Node> {
     };
     let value = a
         .tape()
-        .forward("concat", || joined(a.value(), b.value()))?;
+        .forward("elementwise", || joined(a.value(), b.value()))?;
     let (slot_a, slot_b) = (a.slot(), b.slot());
     let (dims_a, dims_b) = (a.dims().to_vec(), b.dims().to_vec());
-    let node = a.tape().record("concat", &[a, b], value, move |d_y, sums| {
-        let mut d_b = Ok(());
-        let d_a = with_slices([d_y.tensor()], |[d_y]| {
-            written(dims_a, |d_a| {
-                d_b = written(dims_b, |d_b| kernel::split(d_y, channels, d_a, d_b, cpu))
-                    .and_then(|d_b| sums.add(slot_b, d_b));
-            })
-        })?;
-        d_b?;
-        sums.add(slot_a, d_a)
-    });
+    let node = a
+        .tape()
+        .record("elementwise", &[a, b], value, move |d_y, sums| {
+            let mut d_b = Ok(());
+            let d_a = with_slices([d_y.tensor()], |[d_y]| {
+                written(dims_a, |d_a| {
+                    d_b = written(dims_b, |d_b| kernel::split(d_y, channels, d_a, d_b, cpu))
+                        .and_then(|d_b| sums.add(slot_b, d_b));
+                })
+            })?;
+            d_b?;
+            sums.add(slot_a, d_a)
+        });
     let (saved_a, saved_b) = (a.save(), b.save());
     Ok(node.with_recipe(move || joined(&saved_a.get()?, &saved_b.get()?)))
 }

@@ -77,13 +77,13 @@ pub fn group_norm(x: &Node, affine: Affine<'_>, options: Options) -> Result<Node
         Some(scale_shift) if on_kernels(&[x, weight, bias, scale_shift]) => op.recorded(x, affine),
         None if on_kernels(&[x, weight, bias]) => op.recorded(x, affine),
         Some(scale_shift) => composed(
-            "group_norm",
+            "group norm",
             [x, weight, bias, scale_shift],
             |[x, weight, bias, scale_shift]| {
                 group_norm_reference(x, [weight, bias], Some(scale_shift), options)
             },
         ),
-        None => composed("group_norm", [x, weight, bias], |[x, weight, bias]| {
+        None => composed("group norm", [x, weight, bias], |[x, weight, bias]| {
             group_norm_reference(x, [weight, bias], None, options)
         }),
     }
@@ -150,7 +150,7 @@ impl Norm {
         let folded = Rc::new(params.fold(self.sizes));
         let (value, moments) = x
             .tape()
-            .forward("group_norm", || self.forward(x.value(), &folded))?;
+            .forward("group norm", || self.forward(x.value(), &folded))?;
         let mut inputs = vec![x, weight, bias];
         inputs.extend(scale_shift);
         let slots = [x.slot(), weight.slot(), bias.slot()];
@@ -159,7 +159,7 @@ impl Norm {
         let folded_too = folded.clone();
         let node = x
             .tape()
-            .record("group_norm", &inputs, value, move |d_y, sums| {
+            .record("group norm", &inputs, value, move |d_y, sums| {
                 let x = saved.get()?;
                 let (d_x, d_folded) = self.backward(&x, &folded, &moments, d_y.tensor())?;
                 let [d_weight, d_bias, d_scale_shift] = params.unfold(self.sizes, &d_folded);

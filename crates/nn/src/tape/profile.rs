@@ -23,13 +23,11 @@ impl Profile {
         self.0.iter()
     }
 
-    /// Adds the times of another.
-    pub fn add(&mut self, other: &Self) {
-        for op in other.iter() {
-            let sum = self.of(op.name);
-            sum.forward += op.forward;
-            sum.backward += op.backward;
-        }
+    /// Adds times.
+    pub fn add(&mut self, op: OpTime) {
+        let sum = self.of(op.name);
+        sum.forward += op.forward;
+        sum.backward += op.backward;
     }
 
     pub(super) fn add_forward(&mut self, name: &'static str, time: Duration) {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use p2_kernels::Cpu;
-use p2_kernels::conv2d::Conv2d;
+use p2_kernels::conv2d::{Conv2d, Inputs};
 
 /// Rows, inner size and columns of the products: the packed matrix fits a core's cache.
 const SIZES: [[usize; 3]; 3] = [[6144, 256, 256], [3072, 512, 256], [12_288, 128, 256]];
@@ -20,7 +20,13 @@ pub(super) fn gflops(cpu: Cpu) -> f64 {
         let gflop = 2.0 * (n * c_in * c_out) as f64 / 1e9;
         (0..N_REPEATS).fold(best, |best: f64, _| {
             let started = Instant::now();
-            product.forward(&x, &weight, &bias, &mut y, cpu);
+            let inputs = Inputs {
+                x: &x,
+                weight: &weight,
+                bias: &bias,
+                residual: None,
+            };
+            product.forward(inputs, &mut y, cpu);
             best.max(gflop / started.elapsed().as_secs_f64())
         })
     })

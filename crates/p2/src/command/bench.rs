@@ -104,14 +104,13 @@ fn ops_text(ops: &[OpTime]) -> String {
     let total: f64 = ops.iter().map(|op| op.seconds).sum();
     let lines = ops.iter().map(|op| {
         format!(
-            "{:14}  {:8}  {:9.1}  {:5.1} %  {:5}\n",
+            "{:14}  {:8}  {:9.1}  {:5.1} %\n",
             op.op,
             op.pass.unwrap_or_default(),
             1e3 * op.seconds,
-            100.0 * op.seconds / total,
-            op.n_calls
+            100.0 * op.seconds / total
         )
     });
-    let head = "op              pass             ms    share  calls\n";
+    let head = "op              pass             ms    share\n";
     std::iter::once(head.to_owned()).chain(lines).collect()
 }
