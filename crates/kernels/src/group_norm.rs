@@ -161,17 +161,13 @@ impl GroupNorm {
                 #[inline(always)]
                 || {
                     for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                        match self.activation {
-                            Activation::Identity => {
-                                for c in 0..y.len() {
-                                    y[c] = (x[c] - mean[c]) * slope[c] + shift[c];
-                                }
-                            }
-                            Activation::Silu => {
-                                for c in 0..y.len() {
-                                    let u = (x[c] - mean[c]) * slope[c] + shift[c];
-                                    y[c] = u * sigmoid(u);
-                                }
+                        let line = mean.iter().zip(slope).zip(shift);
+                        for ((y, x), ((mean, slope), shift)) in y.iter_mut().zip(x).zip(line) {
+                            *y = (x - mean) * slope + shift;
+                        }
+                        if self.activation == Activation::Silu {
+                            for y in y {
+                                *y *= sigmoid(*y);
                             }
                         }
                     }
@@ -208,8 +204,10 @@ impl GroupNorm {
                 #[inline(always)]
                 || {
                     for (d_x, x) in d_x.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                        for c in 0..d_x.len() {
-                            d_x[c] = slope[c] * d_x[c] + (along[c] * (x[c] - mean[c]) + offset[c]);
+                        let line = slope.iter().zip(along).zip(offset).zip(mean);
+                        let row = d_x.iter_mut().zip(x).zip(line);
+                        for ((d_x, x), (((slope, along), offset), mean)) in row {
+                            *d_x = slope * *d_x + (along * (x - mean) + offset);
                         }
                     }
                 },
@@ -282,15 +280,18 @@ impl GroupNorm {
                         match self.activation {
                             Activation::Identity => d_u.copy_from_slice(d_y),
                             Activation::Silu => {
-                                for c in 0..d_u.len() {
-                                    let u = (x[c] - mean[c]) * slope[c] + shift[c];
-                                    d_u[c] = d_y[c] * silu_slope(u);
+                                let line = mean.iter().zip(slope).zip(shift);
+                                let row = d_u.iter_mut().zip(d_y).zip(x).zip(line);
+                                for (((d_u, d_y), x), ((mean, slope), shift)) in row {
+                                    *d_u = d_y * silu_slope((x - mean) * slope + shift);
                                 }
                             }
                         }
-                        for c in 0..d_u.len() {
-                            sum[c] += d_u[c];
-                            sum_xhat[c] += d_u[c] * ((x[c] - mean[c]) * rstd[c]);
+                        let sums = sum.iter_mut().zip(sum_xhat.iter_mut());
+                        let row = d_u.iter().zip(x).zip(mean.iter().zip(rstd));
+                        for ((sum, sum_xhat), ((d_u, x), (mean, rstd))) in sums.zip(row) {
+                            *sum += d_u;
+                            *sum_xhat += d_u * ((x - mean) * rstd);
                         }
                     }
                 },

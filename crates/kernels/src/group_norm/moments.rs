@@ -25,17 +25,17 @@ impl GroupNorm {
                 || {
                     let origin = &x[..self.c];
                     for x in x.chunks_exact(self.c) {
-                        for c in 0..x.len() {
-                            mean[c] += x[c] - origin[c];
+                        for ((mean, x), origin) in mean.iter_mut().zip(x).zip(origin) {
+                            *mean += x - origin;
                         }
                     }
                     for c in 0..self.c {
                         mean[c] = origin[c] + mean[c] * reciprocal;
                     }
                     for x in x.chunks_exact(self.c) {
-                        for c in 0..x.len() {
-                            let difference = x[c] - mean[c];
-                            spread[c] += difference * difference;
+                        for ((spread, x), mean) in spread.iter_mut().zip(x).zip(mean.iter()) {
+                            let difference = x - mean;
+                            *spread += difference * difference;
                         }
                     }
                 },
