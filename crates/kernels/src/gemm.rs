@@ -52,16 +52,20 @@ impl RowsTimesPanels<'_> {
         isa.dispatch(self);
     }
 
-    /// All panels, in register tiles of R rows and V vectors (H for a panel that is half empty).
+    /// All panels, in register tiles of R rows and V vectors (H where so many columns are left).
     #[inline(always)]
     fn panels<S: Simd, const R: usize, const V: usize, const H: usize>(&mut self, simd: S) {
+        let width = V * S::F32_LANES;
         for panel in self.panels.clone() {
-            let n_cols = (self.b.n - panel * COLS).min(COLS);
-            for row in (0..self.n_rows).step_by(R) {
-                if n_cols <= H * S::F32_LANES {
-                    self.tile::<S, R, H>(simd, panel, row, n_cols);
-                } else {
-                    self.tile::<S, R, V>(simd, panel, row, n_cols);
+            let end = ((panel + 1) * COLS).min(self.b.n);
+            for col in (panel * COLS..end).step_by(width) {
+                let n_cols = (end - col).min(width);
+                for row in (0..self.n_rows).step_by(R) {
+                    if n_cols <= H * S::F32_LANES {
+                        self.tile::<S, R, H>(simd, row, col, n_cols);
+                    } else {
+                        self.tile::<S, R, V>(simd, row, col, n_cols);
+                    }
                 }
             }
         }
@@ -71,15 +75,15 @@ impl RowsTimesPanels<'_> {
     fn tile<S: Simd, const R: usize, const V: usize>(
         &mut self,
         simd: S,
-        panel: usize,
         first_row: usize,
+        col: usize,
         n_cols: usize,
     ) {
-        let start = [load::<S, V>(self.start_of(panel * COLS, n_cols)); R];
+        let start = [load::<S, V>(self.start_of(col, n_cols)); R];
         // A copy of its own, touched by short loops alone: it stays in registers.
         let mut acc = [[simd.splat_f32s(0.0); V]; R];
         copy(&start, &mut acc);
-        let mut b = self.b.panel(panel).as_ptr();
+        let mut b = self.b.panel(col / COLS).as_ptr().wrapping_add(col % COLS);
         let b_stride = self.b.row_stride();
         for tap in self.a.chunks_exact(ROWS) {
             let mut a = [tap[0]; R];
@@ -102,12 +106,12 @@ impl RowsTimesPanels<'_> {
         }
         if first_row + R <= self.n_rows && n_cols == V * S::F32_LANES {
             // Straight from the registers: with short k the detour below is felt.
-            return self.write_whole(simd, panel, first_row, acc);
+            return self.write_whole(simd, first_row, col, acc);
         }
         let mut done = start;
         copy(&acc, &mut done);
         for (r, row) in done.iter_mut().take(self.n_rows - first_row).enumerate() {
-            let start = (self.first_row + first_row + r) * self.b.n + panel * COLS;
+            let start = (self.first_row + first_row + r) * self.b.n + col;
             if let Some(residual) = self.residual {
                 add(simd, row, load::<S, V>(&residual[start..][..n_cols]));
             }
@@ -121,11 +125,11 @@ impl RowsTimesPanels<'_> {
     fn write_whole<S: Simd, const R: usize, const V: usize>(
         &mut self,
         simd: S,
-        panel: usize,
         first_row: usize,
+        col: usize,
         sums: [[S::f32s; V]; R],
     ) {
-        let start = (self.first_row + first_row) * self.b.n + panel * COLS;
+        let start = (self.first_row + first_row) * self.b.n + col;
         let out_len = (R - 1) * self.b.n + V * S::F32_LANES;
         let out = self.out.pointer(start, out_len);
         let residual = self.residual.map(|residual| &residual[start..][..out_len]);
@@ -159,8 +163,8 @@ impl WithSimd for RowsTimesPanels<'_> {
         // R * V accumulators, V columns and one broadcast fit the registers.
         match S::F32_LANES {
             16 => self.panels::<S, 12, 2, 1>(simd),
-            8 => self.panels::<S, 3, 4, 2>(simd),
-            4 => self.panels::<S, 2, 8, 4>(simd),
+            8 => self.panels::<S, 6, 2, 1>(simd),
+            4 => self.panels::<S, 6, 4, 2>(simd),
             _ => self.panels::<S, 1, 32, 16>(simd),
         }
     }
@@ -200,7 +204,7 @@ impl OuterProducts<'_> {
         simd: S,
     ) {
         let n_rows = self.out.len() / self.n_cols;
-        for col in (0..self.n_cols).step_by(COLS) {
+        for col in (0..self.n_cols).step_by(V * S::F32_LANES) {
             let half_empty = self.n_cols - col <= H * S::F32_LANES;
             for row in (0..n_rows).step_by(R) {
                 match (half_empty, n_rows - row <= Q) {
@@ -218,7 +222,7 @@ impl OuterProducts<'_> {
     )]
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, row: usize, col: usize) {
-        let n_cols = COLS.min(self.n_cols - col);
+        let n_cols = (V * S::F32_LANES).min(self.n_cols - col);
         let first = row * self.n_cols + col;
         // Straight from and to the registers where the tile is whole: a chunk is short.
         let whole = (n_cols == V * S::F32_LANES)
@@ -234,7 +238,7 @@ impl OuterProducts<'_> {
                 *start = match whole {
                     // SAFETY: within `out`.
                     Some(out) => unsafe { read::<S, V>(out.add(r * self.n_cols)) },
-                    None => load::<S, V>(self.out_of(row + r, col)),
+                    None => load::<S, V>(self.out_of(row + r, col, n_cols)),
                 };
             }
         }
@@ -243,7 +247,7 @@ impl OuterProducts<'_> {
         copy(&start, &mut acc);
         let (a_stride, b_stride) = (self.a.position_stride(), self.b.position_stride());
         let mut a = self.a.strip(row / ROWS).as_ptr().wrapping_add(row % ROWS);
-        let mut b = self.b.strip(col / COLS).as_ptr();
+        let mut b = self.b.strip(col / COLS).as_ptr().wrapping_add(col % COLS);
         for _ in 0..self.a.n_positions {
             // SAFETY: each position of a strip has ROWS or COLS elements, and R rows from a
             // multiple of R on are in one strip, since ROWS is one.
@@ -270,14 +274,13 @@ impl OuterProducts<'_> {
         let mut done = start;
         copy(&acc, &mut done);
         for (r, sum) in done.iter().enumerate() {
-            store::<S, V>(*sum, self.out_of(row + r, col));
+            store::<S, V>(*sum, self.out_of(row + r, col, n_cols));
         }
     }
 
-    /// Where the columns of a row from `col` on go; nowhere for rows behind the last.
+    /// Where some columns of a row go; nowhere for rows behind the last.
     #[inline(never)]
-    fn out_of(&mut self, row: usize, col: usize) -> &mut [f32] {
-        let n_cols = COLS.min(self.n_cols - col);
+    fn out_of(&mut self, row: usize, col: usize, n_cols: usize) -> &mut [f32] {
         let start = row * self.n_cols + col;
         self.out.get_mut(start..start + n_cols).unwrap_or_default()
     }
@@ -289,8 +292,8 @@ impl WithSimd for OuterProducts<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         match S::F32_LANES {
             16 => self.tiles::<S, 12, 4, 2, 1>(simd),
-            8 => self.tiles::<S, 3, 1, 4, 2>(simd),
-            4 => self.tiles::<S, 2, 1, 8, 4>(simd),
+            8 => self.tiles::<S, 6, 2, 2, 1>(simd),
+            4 => self.tiles::<S, 6, 2, 4, 2>(simd),
             _ => self.tiles::<S, 1, 1, 32, 16>(simd),
         }
     }

@@ -4,6 +4,7 @@ use pulp::{Simd, WithSimd};
 
 use super::transform::POSITIONS;
 use crate::Isa;
+use crate::lanes::{copy, read, write};
 
 /// Columns of a panel. The last one of a matrix may be live in its first half only.
 pub(super) const COLS: usize = 32;
@@ -274,27 +275,7 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
                     done[r][v] = simd.add_f32s(before[v], done[r][v]);
                 }
             }
-            c.cast::<[S::f32s; V]>().write_unaligned(done[r]);
+            write::<S, V>(done[r], c);
         }
     }
-}
-
-/// Copies an array of vectors element by element.
-#[inline(always)]
-fn copy<T: Copy, const R: usize, const V: usize>(from: &[[T; V]; R], into: &mut [[T; V]; R]) {
-    for r in 0..R {
-        for v in 0..V {
-            into[r][v] = from[r][v];
-        }
-    }
-}
-
-/// V vectors from unaligned memory.
-///
-/// # Safety
-/// `from` must be readable for V vectors.
-#[inline(always)]
-unsafe fn read<S: Simd, const V: usize>(from: *const f32) -> [S::f32s; V] {
-    // SAFETY: readable by contract; vectors of f32 have no invalid bit patterns.
-    unsafe { from.cast::<[S::f32s; V]>().read_unaligned() }
 }
