@@ -16,6 +16,9 @@ struct Step {
     variable: Option<(&'static str, &'static str)>,
 }
 
+/// The target whose kernels are checked without being run.
+const ARM: &str = "aarch64-unknown-linux-gnu";
+
 /// Quick ones first. `tidy` is not a command of cargo: it runs inside this process.
 const STEPS: &[Step] = &[
     Step {
@@ -47,6 +50,12 @@ const STEPS: &[Step] = &[
         ],
         variable: None,
     },
+    // The kernels for Arm, where the compiler has its standard library.
+    Step {
+        name: "neon",
+        arguments: &["check", "-p", "p2-kernels", "--locked", "--target", ARM],
+        variable: None,
+    },
     Step {
         name: "doc",
         arguments: &["doc", "--workspace", "--no-deps", "--locked"],
@@ -74,6 +83,10 @@ impl Step {
         match self.name {
             "tidy" => return passed_if(tidy::run() == Outcome::Passed),
             "deny" if !has_cargo_deny() => return without_cargo_deny(),
+            "neon" if !has_arm() => {
+                println!("the NEON kernels are not checked: `rustup target add {ARM}` was not run");
+                return StepOutcome::Skipped;
+            }
             _ => {}
         }
         let mut command = cargo();
@@ -165,6 +178,18 @@ fn has_cargo_deny() -> bool {
         .args(["deny", "--version"])
         .output()
         .is_ok_and(|output| output.status.success())
+}
+
+/// Whether the compiler can build for Arm.
+fn has_arm() -> bool {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc)
+        .args(["--print", "target-libdir", "--target", ARM])
+        .output();
+    output.is_ok_and(|output| {
+        let path = String::from_utf8_lossy(&output.stdout);
+        output.status.success() && Path::new(path.trim()).is_dir()
+    })
 }
 
 /// On a person's machine a missing cargo-deny is no obstacle; in CI a skipped check is a failed one.
