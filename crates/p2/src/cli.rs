@@ -143,7 +143,7 @@ pub struct TrainArgs {
     /// Insist that there is no run yet
     #[arg(long)]
     fresh: bool,
-    /// Print the resolved configuration as TOML and start nothing
+    /// Print the resolved configuration as TOML, and the memory that it takes; start no run
     #[arg(long)]
     pub dry_run: bool,
     /// Print the results as JSON

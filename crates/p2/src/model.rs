@@ -3,6 +3,7 @@
 pub mod file;
 mod from_config;
 
+pub(crate) use from_config::recompute;
 #[cfg(test)]
 pub(crate) use from_config::unet;
 
@@ -71,7 +72,10 @@ impl Model {
             schedule: from_config::schedule(&config.diffusion)?,
             prediction: from_config::prediction(config.diffusion.prediction),
             variance: from_config::variance(config.diffusion.variance),
-            cpu,
+            cpu: Cpu {
+                precision: from_config::precision(config.train.precision),
+                ..cpu
+            },
         })
     }
 

@@ -19,7 +19,7 @@ use candle_core::Tensor;
 use p2_diffusion::{LossTerms, Objective};
 use p2_nn::tape::{OpTime, Profile};
 use p2_nn::unet::Dropout;
-use p2_nn::{AdamW, Cpu, Node, Recompute, Tape, adamw};
+use p2_nn::{AdamW, Cpu, Node, Tape, adamw};
 
 pub use clock::{Clock, Interval, Limits};
 use dropout::RunDropout;
@@ -33,7 +33,7 @@ pub use run::{Outcome, Setup, train};
 use crate::config::Run;
 use crate::data::{Batch, Loader};
 use crate::fault;
-use crate::model::{Model, Noised};
+use crate::model::{Model, Noised, recompute};
 
 /// A run in memory.
 pub(crate) struct Trainer {
@@ -171,7 +171,8 @@ impl Trainer {
             first_image_idx: batch.first_image_idx + first as u64,
             probability: self.run.model.dropout,
         });
-        let tape = Tape::recording(self.model.cpu(), Recompute::Nothing);
+        let recompute = recompute(self.run.train.recompute);
+        let tape = Tape::recording(self.model.cpu(), recompute);
         let tape = match self.op_clock {
             Some(clock) => tape.timed(clock),
             None => tape,

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use crate::bench::expected_peak_memory;
 use crate::cli::{ExitStatus, TrainArgs};
 use crate::config::{Run, resolve};
 use crate::engine;
@@ -59,12 +60,17 @@ pub(super) fn train(arguments: &TrainArgs, printer: &Printer) -> anyhow::Result<
         .map_or(ExitStatus::Done, ExitStatus::Stopped))
 }
 
-/// Prints the resolved configuration.
+/// Prints the resolved configuration, then how much memory it takes: for that a few images are tried.
 fn plan(arguments: &TrainArgs, run: &Run, printer: &Printer) -> anyhow::Result<ExitStatus> {
     if arguments.json {
         printer.json(run.config())?;
     } else {
         printer.data(run.to_toml()?.trim_end())?;
+    }
+    let expected = engine::with_threads(arguments.threads, |cpu| expected_peak_memory(run, cpu))?;
+    if let Some(bytes) = expected {
+        let gigabytes = bytes as f64 / 1e9;
+        printer.note(format_args!("peak memory: about {gigabytes:.2} GB"));
     }
     Ok(ExitStatus::Done)
 }

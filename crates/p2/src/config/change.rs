@@ -29,10 +29,11 @@ pub struct Changes {
 
 /// What may change when a run is continued (they touch neither the data, nor the network, nor a draw).
 /// Images may lie elsewhere if they are the same, which their fingerprint tells.
-const CHANGEABLE: [&str; 10] = [
+const CHANGEABLE: [&str; 11] = [
     "data.path",
     "loss.weighting",
     "optim.lr",
+    "train.recompute",
     "train.total_images",
     "train.log_every",
     "train.held_out_every",

@@ -254,6 +254,10 @@ pub struct Train {
     pub batch_size: usize,
     /// Images per backward pass; gradients of a batch are accumulated over them.
     pub micro_batch_size: usize,
+    /// How products are rounded, in training and in use.
+    pub precision: Precision,
+    /// What is computed again for its gradients instead of being kept.
+    pub recompute: Recompute,
     /// The run is finished after this many images.
     pub total_images: Count,
     /// Interval of records in `metrics.jsonl`.
@@ -268,6 +272,30 @@ pub struct Train {
     pub keep_last: usize,
     /// Of the older ones, the first at or after each multiple of so many images is kept; 0 for none.
     pub keep_every: Count,
+}
+
+/// How products of matrices are rounded; sums, norms and weights are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// Convolutions by Winograd's algorithm, whose rounding is a few times that of plain sums.
+    F32,
+    /// Plain sums alone: slower, for comparing numbers.
+    Exact,
+    /// As `f32`, with inputs of linear layers rounded to bf16.
+    Bf16,
+}
+
+/// What is computed again for its gradients; it changes memory and time, no result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recompute {
+    /// Nothing: fastest.
+    Nothing,
+    /// Norms and resampling, which are cheap.
+    Norms,
+    /// Whole blocks: least memory.
+    Blocks,
 }
 
 /// `[sample]`: how sample grids are drawn during training, and the defaults of `p2 sample`.

@@ -132,6 +132,8 @@ fn written_toml_looks_like_a_preset() {
         seed = 0
         batch_size = 32
         micro_batch_size = 32
+        precision = "f32"
+        recompute = "nothing"
         total_images = 2000000
         log_every = 640
         held_out_every = 6400

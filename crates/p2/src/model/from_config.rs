@@ -1,8 +1,8 @@
 //! From the words of a configuration to the types of the engine.
 
 use p2_diffusion::{NoiseSchedule, Prediction, Variance, Weighting};
-use p2_nn::UNetConfig;
 use p2_nn::unet::{Heads, Order, Resample, TimeConditioning};
+use p2_nn::{Precision, Recompute, UNetConfig};
 
 use crate::config::{RunConfig, section};
 
@@ -37,6 +37,22 @@ pub(crate) fn unet(config: &RunConfig) -> UNetConfig {
         },
         dropout: model.dropout,
         n_classes: model.n_classes,
+    }
+}
+
+pub(super) fn precision(precision: section::Precision) -> Precision {
+    match precision {
+        section::Precision::F32 => Precision::F32,
+        section::Precision::Exact => Precision::Exact,
+        section::Precision::Bf16 => Precision::Bf16,
+    }
+}
+
+pub(crate) fn recompute(recompute: section::Recompute) -> Recompute {
+    match recompute {
+        section::Recompute::Nothing => Recompute::Nothing,
+        section::Recompute::Norms => Recompute::Norms,
+        section::Recompute::Blocks => Recompute::Blocks,
     }
 }
 

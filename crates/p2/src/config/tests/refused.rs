@@ -145,13 +145,13 @@ fn a_missing_key_or_section_is_named() {
         "[sample]",
         "[train.more]",
         &expect![[r#"
-        error: unknown key `more` in [train]
-          --> my.toml:59:8
-           |
-        59 | [train.more]
-           |
+            error: unknown key `more` in [train]
+              --> my.toml:61:8
+               |
+            61 | [train.more]
+               |
 
-        hint: allowed here: `seed`, `batch_size`, `micro_batch_size`, `total_images`, `log_every`, `held_out_every`, `sample_every`, `checkpoint_every`, `keep_last`, `keep_every`"#]],
+            hint: allowed here: `seed`, `batch_size`, `micro_batch_size`, `precision`, `recompute`, `total_images`, `log_every`, `held_out_every`, `sample_every`, `checkpoint_every`, `keep_last`, `keep_every`"#]],
     );
 }
 
@@ -161,11 +161,11 @@ fn a_wrong_type_is_named() {
         "\"2M\"",
         "\"2MM\"",
         &expect![[r#"
-        error: `train.total_images`: expected a whole number of images such as 12800, "200k" or "1.5M", found the text "2MM"
-          --> my.toml:51:20
-           |
-        51 | total_images     = "2MM"                               # some 600 epochs
-           |"#]],
+            error: `train.total_images`: expected a whole number of images such as 12800, "200k" or "1.5M", found the text "2MM"
+              --> my.toml:53:20
+               |
+            53 | total_images     = "2MM"                               # some 600 epochs
+               |"#]],
     );
     check_file(
         "= 1000 ",
