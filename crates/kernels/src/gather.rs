@@ -125,12 +125,20 @@ impl Gather {
 /// Asks for rows that the next block reads: its many short streams are too many for the hardware
 /// to foresee.
 pub(crate) fn prefetch(rows: &[f32]) {
-    #[cfg(target_arch = "x86_64")]
     for line in rows.chunks(16) {
+        prefetch_line(line.as_ptr());
+    }
+}
+
+/// Asks for the line of an address, which need not be readable.
+#[inline(always)]
+pub(crate) fn prefetch_line(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch changes no value, and the address is that of a slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        // SAFETY: a prefetch changes no value and has no effect at an address that is none.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = rows;
+    let _ = address;
 }

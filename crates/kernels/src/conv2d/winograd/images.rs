@@ -9,6 +9,7 @@ use super::scratch::LINE;
 use super::tile::{Layout, Planes, Tiles, load, store};
 use super::transform::{self, IN, OUT, POSITIONS};
 use crate::cpu::Shared;
+use crate::gather::prefetch_line;
 
 /// Inputs of tiles, with zeros around the images, to their values at the points: `B^T d B`.
 pub(super) struct TransformInput<'a> {
@@ -29,22 +30,20 @@ impl WithSimd for TransformInput<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         assert_eq!(self.into.n_channels, self.channels);
+        let mut next = self.sources(self.range.start);
         for (tile, slot) in self.range.clone().zip(self.slot..) {
-            let mut sources = [self.zeros[..self.channels].as_ptr(); POSITIONS];
-            self.tiles.for_each_position::<IN>(
-                tile,
-                1,
-                #[inline(always)]
-                |idx, position| {
-                    let channels = &self.x[position * self.channels..][..self.channels];
-                    sources[idx] = channels.as_ptr();
-                },
-            );
+            let sources = next;
+            if tile + 1 < self.range.end {
+                next = self.sources(tile + 1);
+            }
             self.into.for_each_vector(
                 slot,
                 S::F32_LANES,
                 #[inline(always)]
                 |channels, out| {
+                    for source in &next {
+                        prefetch_line(source.wrapping_add(channels.start));
+                    }
                     // SAFETY: each source has all channels; `into` has room for a vector
                     // at each position by the contract of `for_each_vector`.
                     unsafe {
@@ -53,6 +52,24 @@ impl WithSimd for TransformInput<'_> {
                 },
             );
         }
+    }
+}
+
+impl TransformInput<'_> {
+    /// Where the positions of a tile are: in the images, or among the zeros around them.
+    #[inline(always)]
+    fn sources(&self, tile: usize) -> [*const f32; POSITIONS] {
+        let mut sources = [self.zeros[..self.channels].as_ptr(); POSITIONS];
+        self.tiles.for_each_position::<IN>(
+            tile,
+            1,
+            #[inline(always)]
+            |idx, position| {
+                let channels = &self.x[position * self.channels..][..self.channels];
+                sources[idx] = channels.as_ptr();
+            },
+        );
+        sources
     }
 }
 
@@ -111,22 +128,20 @@ impl WithSimd for TransformGradient<'_> {
         assert_eq!(self.into.n_channels, self.channels);
         assert!(self.bias.len() >= self.channels.next_multiple_of(LINE));
         let bias = self.bias.as_mut_ptr();
+        let mut next = self.sources(self.range.start);
         for (tile, slot) in self.range.clone().zip(self.slot..) {
-            let mut sources = [std::ptr::null(); OUT * OUT];
-            self.tiles.for_each_position::<OUT>(
-                tile,
-                0,
-                #[inline(always)]
-                |idx, position| {
-                    let channels = &self.d_y[position * self.channels..][..self.channels];
-                    sources[idx] = channels.as_ptr();
-                },
-            );
+            let sources = next;
+            if tile + 1 < self.range.end {
+                next = self.sources(tile + 1);
+            }
             self.into.for_each_vector(
                 slot,
                 S::F32_LANES,
                 #[inline(always)]
                 |channels, out| {
+                    for source in &next {
+                        prefetch_line(source.wrapping_add(channels.start));
+                    }
                     // SAFETY: each source is null or has all channels; `bias` has whole vectors;
                     // `into` has room for a vector at each position by the contract of
                     // `for_each_vector`.
@@ -137,6 +152,24 @@ impl WithSimd for TransformGradient<'_> {
                 },
             );
         }
+    }
+}
+
+impl TransformGradient<'_> {
+    /// Where the positions of a tile are; null outside of the images.
+    #[inline(always)]
+    fn sources(&self, tile: usize) -> [*const f32; OUT * OUT] {
+        let mut sources = [std::ptr::null(); OUT * OUT];
+        self.tiles.for_each_position::<OUT>(
+            tile,
+            0,
+            #[inline(always)]
+            |idx, position| {
+                let channels = &self.d_y[position * self.channels..][..self.channels];
+                sources[idx] = channels.as_ptr();
+            },
+        );
+        sources
     }
 }
 
