@@ -130,6 +130,19 @@ pub(crate) fn prefetch(rows: &[f32]) {
     }
 }
 
+/// Asks for the line of an address to write to it; the address need not be valid.
+#[inline(always)]
+pub(crate) fn prefetch_to_write(address: *mut f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: a prefetch changes no value and has no effect at an address that is none.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Asks for the line of an address, which need not be readable.
 #[inline(always)]
 pub(crate) fn prefetch_line(address: *const f32) {

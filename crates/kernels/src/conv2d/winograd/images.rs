@@ -9,7 +9,7 @@ use super::scratch::LINE;
 use super::tile::{Layout, Planes, Tiles, load, store};
 use super::transform::{self, IN, OUT, POSITIONS};
 use crate::cpu::Shared;
-use crate::gather::prefetch_line;
+use crate::gather::{prefetch_line, prefetch_to_write};
 
 /// Inputs of tiles, with zeros around the images, to their values at the points: `B^T d B`.
 pub(super) struct TransformInput<'a> {
@@ -245,26 +245,18 @@ impl WithSimd for TransformOutput<'_> {
         let m_end = (POSITIONS - 1) * self.m_position + self.range.len() * self.m_row;
         assert!(m_end <= self.m.len());
         let bias = self.bias.map(|bias| &bias[self.part.clone()]);
+        let mut next = self.places(self.range.start);
         for (slot, tile) in self.range.clone().enumerate() {
-            let mut places = [Place::default(); OUT * OUT];
-            self.tiles.for_each_position::<OUT>(
-                tile,
-                0,
-                #[inline(always)]
-                |idx, position| {
-                    let start = position * self.channels + self.part.start;
-                    places[idx] = Place {
-                        // SAFETY: tiles and parts of channels are disjoint.
-                        y: unsafe { self.y.tile(start, n) }.as_mut_ptr(),
-                        residual: self
-                            .residual
-                            .map_or(std::ptr::null(), |r| r[start..start + n].as_ptr()),
-                    };
-                },
-            );
+            let places = next;
+            if tile + 1 < self.range.end {
+                next = self.places(tile + 1);
+            }
             for first in (0..n).step_by(S::F32_LANES) {
                 let channels = first..n.min(first + S::F32_LANES);
                 let m = self.m.as_ptr().wrapping_add(slot * self.m_row + first);
+                for place in &next {
+                    prefetch_to_write(place.y.wrapping_add(first));
+                }
                 // SAFETY: `m` has rows of whole vectors, checked above; places are null or hold
                 // the channels of `part`, and so does the bias.
                 unsafe {
@@ -275,6 +267,31 @@ impl WithSimd for TransformOutput<'_> {
                 }
             }
         }
+    }
+}
+
+impl TransformOutput<'_> {
+    /// Where the outputs of a tile go.
+    #[inline(always)]
+    fn places(&self, tile: usize) -> [Place; OUT * OUT] {
+        let n = self.part.len();
+        let mut places = [Place::default(); OUT * OUT];
+        self.tiles.for_each_position::<OUT>(
+            tile,
+            0,
+            #[inline(always)]
+            |idx, position| {
+                let start = position * self.channels + self.part.start;
+                places[idx] = Place {
+                    // SAFETY: tiles and parts of channels are disjoint.
+                    y: unsafe { self.y.tile(start, n) }.as_mut_ptr(),
+                    residual: self
+                        .residual
+                        .map_or(std::ptr::null(), |r| r[start..start + n].as_ptr()),
+                };
+            },
+        );
+        places
     }
 }
 
