@@ -4,6 +4,8 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::awake;
+
 use pulp::{Simd, WithSimd};
 
 /// What a kernel runs on; passed by value to every one.
@@ -170,6 +172,7 @@ impl Threads {
             return (0..n_tiles).for_each(f);
         }
         let next = AtomicUsize::new(0);
+        let n_done = AtomicUsize::new(0);
         let work = || {
             loop {
                 let tile = next.fetch_add(1, Ordering::Relaxed);
@@ -177,13 +180,23 @@ impl Threads {
                     break;
                 }
                 f(tile);
+                n_done.fetch_add(1, Ordering::Release);
             }
         };
+        let stays_awake = awake::has_core_per_thread();
         rayon::scope(|scope| {
             for _ in 1..n_workers {
-                scope.spawn(|_| work());
+                scope.spawn(|_| {
+                    work();
+                    if stays_awake {
+                        awake::look_for_work();
+                    }
+                });
             }
             work();
+            if stays_awake {
+                awake::wait_for(|| n_done.load(Ordering::Acquire) == n_tiles);
+            }
         });
     }
 }

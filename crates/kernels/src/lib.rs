@@ -3,6 +3,7 @@
 
 pub mod adamw;
 pub mod attention;
+mod awake;
 mod bf16;
 pub mod conv2d;
 pub mod cpu;
