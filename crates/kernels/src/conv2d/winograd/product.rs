@@ -4,6 +4,7 @@ use pulp::{Simd, WithSimd};
 
 use super::transform::POSITIONS;
 use crate::Isa;
+use crate::gather::prefetch_line;
 use crate::lanes::{copy, read, write};
 
 /// Columns of a panel. The last one of a matrix may be live in its first half only.
@@ -239,6 +240,13 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
             start[r] = unsafe { read::<S, V>(out.c.add(r * out.row)) };
         }
     }
+    if out.sums == Sums::Add {
+        for r in 0..R {
+            for v in 0..V {
+                prefetch_line(out.c.wrapping_add(r * out.row + v * S::F32_LANES));
+            }
+        }
+    }
     // A copy of its own, touched by short loops alone: it stays in registers.
     let mut acc = [[simd.splat_f32s(0.0); V]; R];
     copy(&start, &mut acc);
@@ -250,6 +258,9 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
             // SAFETY: readable by contract.
             unsafe {
                 let columns = read::<S, V>(b);
+                if ROW == 1 {
+                    prefetch_line(a.wrapping_add(16 * walk.step));
+                }
                 for r in 0..R {
                     let value = simd.splat_f32s(*a.add(r * ROW));
                     for v in 0..V {
