@@ -165,22 +165,30 @@ impl Threads {
 
     /// Calls `f(0)` to `f(n_tiles - 1)`, each once, on the current rayon pool.
     ///
-    /// Which thread runs a tile, and when, is open: a tile's result must not depend on it.
+    /// Which thread runs a tile, and when, is open: a tile's result must not depend on it. But each
+    /// thread begins with its own share, the same part of the images in every op, so that it finds in
+    /// its caches what it wrote there; then it helps the others.
     pub(crate) fn for_each(self, n_tiles: usize, f: impl Fn(usize) + Sync) {
         let n_workers = self.count().min(n_tiles);
         if n_workers <= 1 {
             return (0..n_tiles).for_each(f);
         }
-        let next = AtomicUsize::new(0);
+        let share = |worker: usize| worker * n_tiles / n_workers;
+        let next: Vec<_> = (0..n_workers)
+            .map(|worker| OwnLine(AtomicUsize::new(share(worker))))
+            .collect();
         let n_done = AtomicUsize::new(0);
         let work = || {
-            loop {
-                let tile = next.fetch_add(1, Ordering::Relaxed);
-                if tile >= n_tiles {
-                    break;
+            let own = rayon::current_thread_index().unwrap_or(0);
+            for worker in (own..own + n_workers).map(|worker| worker % n_workers) {
+                loop {
+                    let tile = next[worker].0.fetch_add(1, Ordering::Relaxed);
+                    if tile >= share(worker + 1) {
+                        break;
+                    }
+                    f(tile);
+                    n_done.fetch_add(1, Ordering::Release);
                 }
-                f(tile);
-                n_done.fetch_add(1, Ordering::Release);
             }
         };
         let stays_awake = awake::has_core_per_thread();
@@ -200,6 +208,10 @@ impl Threads {
         });
     }
 }
+
+/// A counter in a cache line of its own: threads count without waiting for each other.
+#[repr(align(128))]
+struct OwnLine(AtomicUsize);
 
 /// A buffer whose tiles are written by different threads.
 ///

@@ -16,6 +16,9 @@ pub(super) const DEPTH_CHUNK: usize = 16;
 /// Computed rows are a multiple of this; operands and results have as many.
 pub(super) const ROW_STEP: usize = 4;
 
+/// How far ahead rows of a transposed operand are asked for.
+const PREFETCHED_DEPTHS: usize = 16;
+
 /// Where the left operand has row r and depth k.
 #[derive(Clone, Copy)]
 pub(super) enum Rows {
@@ -215,6 +218,36 @@ struct Out {
     sums: Sums,
 }
 
+impl Out {
+    /// Asks for the sums of R rows and V vectors.
+    #[inline(always)]
+    fn prefetch<S: Simd, const R: usize, const V: usize>(&self) {
+        for r in 0..R {
+            for v in 0..V {
+                prefetch_line(self.c.wrapping_add(r * self.row + v * S::F32_LANES));
+            }
+        }
+    }
+
+    /// Writes a row of sums, or adds it.
+    ///
+    /// # Safety
+    /// The row must be writable for V vectors.
+    #[inline(always)]
+    unsafe fn write<S: Simd, const V: usize>(&self, simd: S, r: usize, mut row: [S::f32s; V]) {
+        // SAFETY: writable by contract.
+        unsafe {
+            let c = self.c.add(r * self.row);
+            if self.sums == Sums::Add {
+                for (row, before) in row.iter_mut().zip(read::<S, V>(c)) {
+                    *row = simd.add_f32s(before, *row);
+                }
+            }
+            write::<S, V>(row, c);
+        }
+    }
+}
+
 /// A block of R rows and V vectors of sums.
 ///
 /// # Safety
@@ -241,11 +274,7 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
         }
     }
     if out.sums == Sums::Add {
-        for r in 0..R {
-            for v in 0..V {
-                prefetch_line(out.c.wrapping_add(r * out.row + v * S::F32_LANES));
-            }
-        }
+        out.prefetch::<S, R, V>();
     }
     // A copy of its own, touched by short loops alone: it stays in registers.
     let mut acc = [[simd.splat_f32s(0.0); V]; R];
@@ -259,7 +288,8 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
             unsafe {
                 let columns = read::<S, V>(b);
                 if ROW == 1 {
-                    prefetch_line(a.wrapping_add(16 * walk.step));
+                    // Rows far apart, from the third-level cache.
+                    prefetch_line(a.wrapping_add(PREFETCHED_DEPTHS * walk.step));
                 }
                 for r in 0..R {
                     let value = simd.splat_f32s(*a.add(r * ROW));
@@ -278,15 +308,6 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
     copy(&acc, &mut done);
     for r in 0..R {
         // SAFETY: writable by contract.
-        unsafe {
-            let c = out.c.add(r * out.row);
-            if out.sums == Sums::Add {
-                let before = read::<S, V>(c);
-                for v in 0..V {
-                    done[r][v] = simd.add_f32s(before[v], done[r][v]);
-                }
-            }
-            write::<S, V>(done[r], c);
-        }
+        unsafe { out.write::<S, V>(simd, r, done[r]) };
     }
 }
