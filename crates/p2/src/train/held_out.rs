@@ -94,10 +94,9 @@ fn errors(
         .iter()
         .position(|&other| other == stage)
         .unwrap_or(0) as u64;
-    let draws = images
-        .iter()
-        .map(|&image| Draws::at_lane(SEED, Stream::HeldOut, image as u64, lane));
-    let eps = normal_images(draws, images.len(), model.image_size())?;
+    let eps = normal_images(images.len(), model.image_size(), |i| {
+        Draws::at_lane(SEED, Stream::HeldOut, images[i] as u64, lane)
+    })?;
     let noise = Noise { t, eps };
     let Images { x0, x_t } = noise.add_to(&pixels, model)?;
     let noised = Noised {

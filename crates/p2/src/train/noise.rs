@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use p2_diffusion::timestep_from_uniform;
+use rayon::prelude::*;
 
 use crate::model::Model;
 use crate::rng::{Draws, Stream};
@@ -25,17 +26,14 @@ impl Noise {
         let size = model.image_size();
         let images = image_idx..image_idx + n as u64;
         let t = images
-            .clone()
             .map(|image| {
                 let u = Draws::at(seed, Stream::Timestep, image).uniform();
                 timestep_from_uniform(u, model.schedule())
             })
             .collect::<Result<_, _>>()?;
-        let eps = normal_images(
-            images.map(|image| Draws::at(seed, Stream::Noise, image)),
-            n,
-            size,
-        )?;
+        let eps = normal_images(n, size, |i| {
+            Draws::at(seed, Stream::Noise, image_idx + i as u64)
+        })?;
         Ok(Self { t, eps })
     }
 
@@ -47,16 +45,15 @@ impl Noise {
     }
 }
 
-/// One image of normal noise from each of `n` draws: `[N, H, W, 3]`.
+/// Images of normal noise, each from draws of its own, on all threads: `[N, H, W, 3]`.
 pub(super) fn normal_images(
-    draws: impl Iterator<Item = Draws>,
     n: usize,
     size: usize,
+    draws: impl Fn(usize) -> Draws + Sync,
 ) -> anyhow::Result<Tensor> {
     let n_pixels = size * size * 3;
     let mut values = vec![0.0; n * n_pixels];
-    for (values, mut draws) in values.chunks_exact_mut(n_pixels).zip(draws) {
-        draws.fill_normal(values);
-    }
+    let images = values.par_chunks_exact_mut(n_pixels).enumerate();
+    images.for_each(|(i, values)| draws(i).fill_normal(values));
     Ok(Tensor::from_vec(values, (n, size, size, 3), &Device::Cpu)?)
 }
