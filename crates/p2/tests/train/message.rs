@@ -221,15 +221,15 @@ fn a_run_cannot_become_another_one() {
         &project,
         &arguments,
         &expect![[r#"
-        exit: 2
-        --- stdout
-        --- stderr
-        images: 10 images to train on, 0 held out
-        error: a run cannot be continued with another `model.dropout`: it has 0.2, now given 0.5
-          because only these may change on the way: data.path, loss.weighting, optim.lr, train.total_images, train.log_every, train.held_out_every, train.sample_every, train.checkpoint_every, train.keep_last, train.keep_every
+            exit: 2
+            --- stdout
+            --- stderr
+            images: 10 images to train on, 0 held out
+            error: a run cannot be continued with another `model.dropout`: it has 0.2, now given 0.5
+              because only these may change on the way: data.path, loss.weighting, optim.lr, train.recompute, train.total_images, train.log_every, train.held_out_every, train.sample_every, train.checkpoint_every, train.keep_last, train.keep_every
 
-        hint: give the old value, or start another run with --out DIR
-    "#]],
+            hint: give the old value, or start another run with --out DIR
+        "#]],
     );
     project.draw("cat/new.png", 11);
     check(
