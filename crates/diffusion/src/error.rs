@@ -71,6 +71,20 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A raw weighting for a prediction that its program does not have.
+    #[error(
+        "this raw weighting reproduces another program, which does not predict {prediction} with it"
+    )]
+    RawWeighting {
+        /// What was to be predicted.
+        prediction: Prediction,
+    },
+    /// Weights whose mean is 0 or no finite number.
+    #[error("the mean weight is {mean_weight}, expected a finite number above 0")]
+    NoObjective {
+        /// The mean.
+        mean_weight: f64,
+    },
     /// Where the SNR is 0, x_t says nothing about x0, so that eps cannot be turned into an image.
     #[error("prediction eps needs an SNR above 0, at t = {t} it is 0")]
     ZeroSnr {

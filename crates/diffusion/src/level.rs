@@ -1,6 +1,7 @@
 //! One point on the log-SNR axis, the common axis of schedules, weightings and losses.
 
-/// One noise level: the ratio of signal to noise, `snr = alpha_bar / (1 - alpha_bar)`.
+/// One noise level: the ratio of signal to noise, `snr = alpha_bar / (1 - alpha_bar)`, and where it lies on a
+/// schedule, if on any.
 ///
 /// All numbers are f64; an SNR of 0 (pure noise) is a level, with a log-SNR of minus infinity.
 ///
@@ -13,19 +14,52 @@
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct NoiseLevel {
     log_snr: f64,
+    dlog_snr_dt: f64,
+    previous_log_snr: f64,
 }
 
+/// Where limits of weights are read off: logarithms of weights are straight lines there.
+const FAR: f64 = 1e6;
+
 impl NoiseLevel {
-    /// The level with this natural logarithm of the SNR.
+    /// The level with this natural logarithm of the SNR, on no schedule.
     #[must_use]
     pub fn from_log_snr(log_snr: f64) -> Self {
-        Self { log_snr }
+        Self::on_schedule(log_snr, f64::NAN, f64::NAN)
+    }
+
+    /// A level of a schedule: how fast the log-SNR changes there, with t from 0 to 1, and the log-SNR of the
+    /// next less noisy level.
+    #[must_use]
+    pub fn on_schedule(log_snr: f64, dlog_snr_dt: f64, previous_log_snr: f64) -> Self {
+        Self {
+            log_snr,
+            dlog_snr_dt,
+            previous_log_snr,
+        }
     }
 
     /// Natural logarithm of the SNR.
     #[must_use]
     pub fn log_snr(self) -> f64 {
         self.log_snr
+    }
+
+    /// Slope of the log-SNR over t from 0 to 1, negative; not a number off a schedule.
+    #[must_use]
+    pub fn dlog_snr_dt(self) -> f64 {
+        self.dlog_snr_dt
+    }
+
+    /// Log-SNR of the next less noisy level; not a number off a schedule.
+    #[must_use]
+    pub fn previous_log_snr(self) -> f64 {
+        self.previous_log_snr
+    }
+
+    /// The log-SNR, with a large number in place of infinity, so that differences of it are numbers.
+    pub(crate) fn bounded_log_snr(self) -> f64 {
+        self.log_snr.clamp(-FAR, FAR)
     }
 
     /// `alpha_bar / (1 - alpha_bar)`, from 0 (pure noise) upwards.
@@ -44,5 +78,20 @@ impl NoiseLevel {
     #[must_use]
     pub fn one_minus_alpha_bar(self) -> f64 {
         1.0 / (1.0 + self.log_snr.exp())
+    }
+}
+
+/// `ln(1 + e^x)`.
+pub(crate) fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// `ln(e^a + e^b)`; either may be minus infinity.
+pub(crate) fn log_add_exp(a: f64, b: f64) -> f64 {
+    let (low, high) = (a.min(b), a.max(b));
+    if low == f64::NEG_INFINITY {
+        high
+    } else {
+        high + (low - high).exp().ln_1p()
     }
 }

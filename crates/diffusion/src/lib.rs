@@ -2,7 +2,9 @@
 #![doc = include_str!("../README.md")]
 
 mod denoiser;
+mod effective;
 mod error;
+mod error_unit;
 mod forward;
 mod level;
 mod loss;
@@ -17,7 +19,9 @@ mod variational;
 mod weighting;
 
 pub use denoiser::{Denoised, Denoiser, NetworkOutput};
+pub use effective::EffectiveObjective;
 pub use error::{Error, Result};
+pub use error_unit::ErrorUnit;
 pub use forward::MixingCoefficients;
 pub use level::NoiseLevel;
 pub use loss::{LossTerms, Objective};

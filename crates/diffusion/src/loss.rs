@@ -59,7 +59,7 @@ impl Objective {
         variance: Variance,
         weighting: Weighting,
     ) -> Result<Self> {
-        weighting.check()?;
+        weighting.check(prediction)?;
         let weight_target = |level| weighting.weight_target(prediction, level);
         Self::with_weight_target(schedule, prediction, variance, weight_target)
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use candle_core::Tensor;
 
 use crate::per_image::{self, Term};
-use crate::{Error, NoiseLevel, NoiseSchedule, Result};
+use crate::{Error, ErrorUnit, NoiseLevel, NoiseSchedule, Result};
 
 /// What the network predicts.
 ///
@@ -113,11 +113,7 @@ impl Prediction {
     /// Salimans and Ho 2022, arXiv 2202.00512, section 4.
     #[must_use]
     pub fn exchange_rate(self, level: NoiseLevel) -> f64 {
-        match self {
-            Self::Eps => 1.0,
-            Self::X0 => level.snr(),
-            Self::V => level.alpha_bar(),
-        }
+        ErrorUnit::from(self).log_exchange_rate(level).exp()
     }
 
     /// `f` in `x0 - x0_hat = f (output - target)`: the error of the image per error of the prediction.

@@ -1,5 +1,7 @@
 //! How noise grows with t: the tables of a noise schedule, all in f64.
 
+mod named;
+
 use std::f64::consts::FRAC_PI_2;
 
 use crate::{Error, NoiseLevel, Result};
@@ -145,9 +147,37 @@ impl NoiseSchedule {
         &self.log_snr
     }
 
-    /// The noise level of each timestep.
+    /// The noise level of each timestep, with the slope of the log-SNR and the level before it.
+    ///
+    /// The slope is a difference of neighbors. Before the first level lies another at the distance of the second.
     pub fn noise_levels(&self) -> impl ExactSizeIterator<Item = NoiseLevel> + '_ {
-        self.log_snr.iter().map(|&l| NoiseLevel::from_log_snr(l))
+        let log_snr = &self.log_snr;
+        (0..log_snr.len()).map(move |t| {
+            let before = match t {
+                0 => 2.0 * log_snr[0] - log_snr.get(1).copied().unwrap_or(f64::NAN),
+                _ => log_snr[t - 1],
+            };
+            NoiseLevel::on_schedule(log_snr[t], self.slope(t), before)
+        })
+    }
+
+    /// `dlog_snr/dt` at a timestep, with t from 0 to 1: between its neighbors, or between it and the one that it
+    /// has. Minus infinity where the SNR is 0.
+    fn slope(&self, t: usize) -> f64 {
+        let last = self.log_snr.len() - 1;
+        let first = t.saturating_sub(1);
+        let mut end = (t + 1).min(last);
+        if t < end && self.log_snr[end] == f64::NEG_INFINITY {
+            end = t;
+        }
+        let n_steps = (end - first) as f64;
+        (self.log_snr[end] - self.log_snr[first]) * self.log_snr.len() as f64 / n_steps
+    }
+
+    /// The same probability for every timestep.
+    #[must_use]
+    pub fn uniform(&self) -> Vec<f64> {
+        vec![1.0 / self.n_timesteps() as f64; self.n_timesteps()]
     }
 
     /// Factor of x0 in the mean of q(x_{t-1} given x_t, x0): `beta sqrt(alpha_bar[t-1]) / (1 - alpha_bar)`.

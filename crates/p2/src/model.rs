@@ -3,9 +3,9 @@
 pub mod file;
 mod from_config;
 
-pub(crate) use from_config::recompute;
 #[cfg(test)]
 pub(crate) use from_config::unet;
+pub(crate) use from_config::{objective, recompute};
 
 use std::rc::Rc;
 
@@ -124,13 +124,7 @@ impl Model {
     /// # Errors
     /// If the weighting has no finite value at some noise level.
     pub fn objective(&self, config: &RunConfig) -> anyhow::Result<Objective> {
-        let weighting = from_config::weighting(config.loss.weighting);
-        Ok(Objective::new(
-            &self.schedule,
-            self.prediction,
-            self.variance,
-            weighting,
-        )?)
+        Ok(from_config::objective(&config.loss, &config.diffusion)?)
     }
 
     /// The network's output, `[N, H, W, 3]`, or 6 channels with learned variance.

@@ -1,6 +1,7 @@
 //! Holds the crate to published numbers, closed forms and finite differences; runs in seconds, offline.
 
-mod errors; // what is refused, and the words
+mod errors;
+mod family; // what is refused, and the words
 mod goldens; // numbers printed by the reference code
 mod gradients; // finite differences, the chain rule, cut gradients
 mod independence; // bits do not depend on the batch

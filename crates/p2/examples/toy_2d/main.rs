@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<()> {
         let p2 = Weighting::P2 { k: 1.0, gamma: 1.0 };
         let objective =
             |weighting| Objective::new(&schedule, Prediction::Eps, Variance::FixedSmall, weighting);
-        let objectives = [objective(Weighting::Simple)?, objective(p2)?];
+        let objectives = [objective(Weighting::Simple {})?, objective(p2)?];
         println!("training two networks for {N_STEPS} steps each: simple, then P2");
         let networks = [
             network::train(&objectives[0], &data, N_STEPS, cpu)?,

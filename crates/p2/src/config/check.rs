@@ -1,11 +1,11 @@
 //! The allowed ranges of all values of a configuration, and why some are refused.
 
+mod loss;
+
 use std::fmt::Display;
 
 use super::RunConfig;
-use super::section::{
-    Data, Decay, Diffusion, Heads, Loss, Model, Optim, Sample, Schedule, Train, Weighting,
-};
+use super::section::{Data, Decay, Diffusion, Heads, Model, Optim, Sample, Schedule, Train};
 
 /// A value outside its range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,10 +20,6 @@ pub(super) struct Violation {
     pub(super) because: Option<&'static str>,
 }
 
-/// Above this, samples are known to be noisy (Choi et al. 2022, section 5).
-const GAMMA_NOISY: f64 = 2.0;
-/// From here on clean levels hardly count: with k = 1 an SNR of 27 weighs `28^-5`, which is 6e-8.
-const GAMMA_REFUSED: f64 = 5.0;
 /// Beyond these sizes a typing error is likelier than a wish, and products could overflow.
 const MAX_IMAGE_SIZE: usize = 4096;
 const MAX_LEVEL_CHANNELS: usize = 65_536;
@@ -37,7 +33,7 @@ pub(super) fn check(config: &RunConfig) -> Result<Vec<String>, Violation> {
     check_data(&config.data)?;
     check_model(&config.model, config.data.image_size)?;
     check_diffusion(&config.diffusion)?;
-    let warnings = check_loss(&config.loss)?;
+    let warnings = loss::check(&config.loss, &config.diffusion)?;
     check_optim(&config.optim, &config.train)?;
     ensure(
         config.ema.halflife_images.0 > 0,
@@ -247,26 +243,6 @@ fn check_diffusion(diffusion: &Diffusion) -> Result<(), Violation> {
         allowed,
     )
     .map_err(because(reason))
-}
-
-fn check_loss(loss: &Loss) -> Result<Vec<String>, Violation> {
-    let (k, gamma) = match loss.weighting {
-        Weighting::Simple {} => return Ok(Vec::new()),
-        Weighting::P2 { k, gamma } | Weighting::P2Raw { k, gamma } => (k, gamma),
-    };
-    ensure(is_positive(k), "loss.weighting.k", k, "above 0, finite").map_err(because(
-        "with k = 0 the weight SNR^-gamma grows without bound as images get noisier",
-    ))?;
-    ensure(is_size(gamma) && gamma < GAMMA_REFUSED, "loss.weighting.gamma", gamma, "0 up to but not 5").map_err(
-        because("at gamma = 5 the clean levels, which the eye sees first, weigh nothing against the noisy ones"),
-    )?;
-    let warning =
-        format!("loss.weighting.gamma = {gamma} is above 2: samples tend to keep visible noise");
-    Ok(if gamma > GAMMA_NOISY {
-        vec![warning]
-    } else {
-        Vec::new()
-    })
 }
 
 fn check_optim(optim: &Optim, train: &Train) -> Result<(), Violation> {

@@ -175,29 +175,7 @@ pub enum Variance {
 #[serde(deny_unknown_fields)]
 pub struct Loss {
     /// The weight on the eps error as a function of the noise level.
-    pub weighting: Weighting,
-}
-
-/// The weight on the eps error as a function of the noise level.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Weighting {
-    /// 1 at every level (L_simple, Ho et al. 2020).
-    Simple {},
-    /// `1 / (k + SNR)^gamma` (Choi et al. 2022), converted for the prediction target.
-    P2 {
-        /// Where the weight bends, above 0.
-        k: f64,
-        /// How strongly clean levels are weighed down; 0 is `simple`.
-        gamma: f64,
-    },
-    /// The same number on the error of whatever the network predicts, as the reference code does.
-    P2Raw {
-        /// Where the weight bends, above 0.
-        k: f64,
-        /// How strongly clean levels are weighed down.
-        gamma: f64,
-    },
+    pub weighting: p2_diffusion::Weighting,
 }
 
 /// `[optim]`: AdamW (Loshchilov and Hutter 2019) and its learning rate.

@@ -7,7 +7,9 @@ use std::fs;
 
 use expect_test::expect;
 
-use super::section::{Heads, Weighting};
+use p2_diffusion::Weighting;
+
+use super::section::Heads;
 use super::*;
 use crate::print::{ColorChoice, Printer, Verbosity};
 

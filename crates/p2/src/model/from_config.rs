@@ -1,6 +1,6 @@
 //! From the words of a configuration to the types of the engine.
 
-use p2_diffusion::{NoiseSchedule, Prediction, Variance, Weighting};
+use p2_diffusion::{NoiseSchedule, Objective, Prediction, Variance};
 use p2_nn::unet::{Heads, Order, Resample, TimeConditioning};
 use p2_nn::{Precision, Recompute, UNetConfig};
 
@@ -79,10 +79,18 @@ pub(super) fn variance(variance: section::Variance) -> Variance {
     }
 }
 
-pub(super) fn weighting(weighting: section::Weighting) -> Weighting {
-    match weighting {
-        section::Weighting::Simple {} => Weighting::Simple,
-        section::Weighting::P2 { k, gamma } => Weighting::P2 { k, gamma },
-        section::Weighting::P2Raw { k, gamma } => Weighting::P2Raw { k, gamma },
-    }
+/// What a model is trained for.
+///
+/// # Errors
+/// If the weighting has no finite value at some noise level.
+pub(crate) fn objective(
+    loss: &section::Loss,
+    diffusion: &section::Diffusion,
+) -> p2_diffusion::Result<Objective> {
+    Objective::new(
+        &schedule(diffusion)?,
+        prediction(diffusion.prediction),
+        variance(diffusion.variance),
+        loss.weighting,
+    )
 }
