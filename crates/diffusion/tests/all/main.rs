@@ -1,11 +1,12 @@
 //! Holds the crate to published numbers, closed forms and finite differences; runs in seconds, offline.
 
-mod errors;
-mod family; // what is refused, and the words
+mod errors; // what is refused, and the words
+mod family; // weightings in every unit, their densities, the mistakes of others
 mod goldens; // numbers printed by the reference code
 mod gradients; // finite differences, the chain rule, cut gradients
 mod independence; // bits do not depend on the batch
 mod numbers; // numbers of the paper's schedules and weights
 mod samplers; // closed forms on Gaussian data
+mod schedules; // schedules given by their log-SNR
 mod support; // inputs and comparisons
 mod weights; // targets, exchange rates, weightings

@@ -1,11 +1,12 @@
 //! The allowed ranges of all values of a configuration, and why some are refused.
 
+mod diffusion;
 mod loss;
 
 use std::fmt::Display;
 
 use super::RunConfig;
-use super::section::{Data, Decay, Diffusion, Heads, Model, Optim, Sample, Schedule, Train};
+use super::section::{Data, Decay, Heads, Model, Optim, Sample, Train};
 
 /// A value outside its range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +33,7 @@ const MAX_GRID_IMAGES: usize = 4096;
 pub(super) fn check(config: &RunConfig) -> Result<Vec<String>, Violation> {
     check_data(&config.data)?;
     check_model(&config.model, config.data.image_size)?;
-    check_diffusion(&config.diffusion)?;
+    diffusion::check(&config.diffusion)?;
     let warnings = loss::check(&config.loss, &config.diffusion)?;
     check_optim(&config.optim, &config.train)?;
     ensure(
@@ -224,25 +225,6 @@ fn check_attention(
         )?;
     }
     Ok(())
-}
-
-fn check_diffusion(diffusion: &Diffusion) -> Result<(), Violation> {
-    let (least, reason) = match diffusion.schedule {
-        Schedule::Linear => (
-            21,
-            "the linear schedule ends at beta = 20 / T, which must stay below 1",
-        ),
-        Schedule::Cosine => (2, "one level is no schedule"),
-    };
-    let n = diffusion.n_timesteps;
-    let allowed = format!("{least} to {MAX_TIMESTEPS}");
-    ensure(
-        (least..=MAX_TIMESTEPS).contains(&n),
-        "diffusion.n_timesteps",
-        n,
-        allowed,
-    )
-    .map_err(because(reason))
 }
 
 fn check_optim(optim: &Optim, train: &Train) -> Result<(), Violation> {

@@ -137,13 +137,50 @@ pub struct Diffusion {
 }
 
 /// How the noise grows with t.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Schedule {
     /// Betas on a line (Ho et al. 2020).
     Linear,
     /// alpha_bar as a squared cosine (Nichol and Dhariwal 2021).
     Cosine,
+    /// alpha_bar along a sigmoid (Jabri et al. 2022).
+    Sigmoid {
+        /// Where the sigmoid begins; -3 there.
+        start: f64,
+        /// Where it ends, above `start`; 3 there.
+        end: f64,
+        /// What its argument is divided by, above 0.
+        temperature: f64,
+    },
+    /// Noise spaced evenly in `sigma^(1 / rho)` (Karras et al. 2022).
+    Karras {
+        /// Least noise per unit of data, above 0; 0.002 there.
+        sigma_min: f64,
+        /// Most noise, above `sigma_min`; 80 there.
+        sigma_max: f64,
+        /// Above 0; 7 there.
+        rho: f64,
+    },
+    /// Quantiles of a normal ln sigma (Karras et al. 2022).
+    LogNormal {
+        /// Mean of ln sigma; -1.2 there.
+        mean: f64,
+        /// Standard deviation of ln sigma, above 0; 1.2 there.
+        std: f64,
+    },
+    /// Another schedule with a number added to each log-SNR.
+    Shifted {
+        /// Which.
+        of: Box<Self>,
+        /// `2 ln(64 / d)` for images of d×d pixels (Hoogeboom et al. 2023).
+        log_snr: f64,
+    },
+    /// Another schedule, scaled to end in pure noise (Lin et al. 2023).
+    ZeroTerminalSnr {
+        /// Which.
+        of: Box<Self>,
+    },
 }
 
 /// What the network predicts.

@@ -56,10 +56,29 @@ pub(crate) fn recompute(recompute: section::Recompute) -> Recompute {
     }
 }
 
-pub(super) fn schedule(diffusion: &section::Diffusion) -> p2_diffusion::Result<NoiseSchedule> {
-    match diffusion.schedule {
-        section::Schedule::Linear => NoiseSchedule::linear(diffusion.n_timesteps),
-        section::Schedule::Cosine => NoiseSchedule::cosine(diffusion.n_timesteps),
+pub(crate) fn schedule(diffusion: &section::Diffusion) -> p2_diffusion::Result<NoiseSchedule> {
+    named_schedule(&diffusion.schedule, diffusion.n_timesteps)
+}
+
+fn named_schedule(schedule: &section::Schedule, n: usize) -> p2_diffusion::Result<NoiseSchedule> {
+    match schedule {
+        section::Schedule::Linear => NoiseSchedule::linear(n),
+        section::Schedule::Cosine => NoiseSchedule::cosine(n),
+        section::Schedule::Sigmoid {
+            start,
+            end,
+            temperature,
+        } => NoiseSchedule::sigmoid(n, [*start, *end], *temperature),
+        section::Schedule::Karras {
+            sigma_min,
+            sigma_max,
+            rho,
+        } => NoiseSchedule::karras(n, [*sigma_min, *sigma_max], *rho),
+        section::Schedule::LogNormal { mean, std } => NoiseSchedule::log_normal(n, *mean, *std),
+        section::Schedule::Shifted { of, log_snr } => named_schedule(of, n)?.shifted(*log_snr),
+        section::Schedule::ZeroTerminalSnr { of } => {
+            named_schedule(of, n)?.with_zero_terminal_snr()
+        }
     }
 }
 

@@ -79,6 +79,31 @@ fn every_objective_trains_and_is_like_no_other() {
     }
 }
 
+#[test]
+fn every_schedule_trains_and_is_like_no_other() {
+    let project = Project::new();
+    let mut seen = BTreeMap::new();
+    for schedule in [
+        "\"linear\"",
+        "\"cosine\"",
+        "{sigmoid={start=-3.0,end=3.0,temperature=1.0}}",
+        "{karras={sigma_min=0.002,sigma_max=80.0,rho=7.0}}",
+        "{log-normal={mean=-1.2,std=1.2}}",
+        "{shifted={of=\"cosine\",log_snr=1.4}}",
+        "{zero-terminal-snr={of=\"linear\"}}",
+        "{zero-terminal-snr={of={shifted={of=\"cosine\",log_snr=-1.0}}}}",
+    ] {
+        let name = format!("schedule {}", seen.len());
+        let assignments = [
+            &format!("diffusion.schedule={schedule}") as &str,
+            "diffusion.prediction=v",
+        ];
+        let records = two_steps(&project, &name, &assignments);
+        seen.insert(records[1]["loss/weighted"].to_string(), schedule);
+    }
+    assert_eq!(seen.len(), 8, "{seen:?}");
+}
+
 /// What the loss of a combination depends on.
 fn objective(name: &str) -> String {
     let name = name.replace("fixed-large", "fixed-small");

@@ -81,13 +81,13 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
         "\"linear\"",
         "\"quadratic\"",
         &expect![[r#"
-        error: unknown value `quadratic` for `diffusion.schedule`
-          --> my.toml:25:15
-           |
-        25 | schedule    = "quadratic"                                # as in the paper
-           |
+            error: unknown value `quadratic` for `diffusion.schedule`
+              --> my.toml:25:15
+               |
+            25 | schedule    = "quadratic"                                # as in the paper
+               |
 
-        hint: allowed here: `linear`, `cosine`"#]],
+            hint: allowed here: `linear`, `cosine`, `sigmoid`, `karras`, `log-normal`, `shifted`, `zero-terminal-snr`"#]],
     );
     check_file(
         "\"linear\"",
@@ -101,17 +101,39 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
 
         hint: did you mean `cosine`?"#]],
     );
+    check_set(
+        "diffusion.schedule={karras={sigma_min=80.0,sigma_max=0.002,rho=7.0}}",
+        &expect![[r#"
+            error: `diffusion.schedule` is {"karras":{"sigma_min":80.0,"sigma_max":0.002,"rho":7.0}}; allowed: a schedule whose noise grows with t: sigma_max is 0.002, expected a number above sigma_min
+             --> --set:1:20
+              |
+            1 | diffusion.schedule={karras={sigma_min=80.0,sigma_max=0.002,rho=7.0}}
+              |
+
+            hint: change it where it stands, or override it with --set diffusion.schedule=VALUE"#]],
+    );
+    check_set(
+        "diffusion.schedule={zero-terminal-snr={of=\"cosine\"}}",
+        &expect![[r#"
+            error: `diffusion.prediction` is eps; allowed: x0 or v, with a schedule that ends in pure noise
+              --> src/config/tests.toml:27:15
+               |
+            27 | prediction  = "eps"                                   # as in the paper
+               |
+
+            hint: change it where it stands, or override it with --set diffusion.prediction=VALUE"#]],
+    );
     check_file(
         "\"p2\"",
         "\"p3\"",
         &expect![[r#"
-        error: unknown value `p3` for `loss.weighting.kind`
-          --> my.toml:31:22
-           |
-        31 | weighting = { kind = "p3", k = 1.0, gamma = 1.0 }     # the paper's choice; gamma = 0 is the baseline
-           |
+            error: unknown value `p3` for `loss.weighting.kind`
+              --> my.toml:31:22
+               |
+            31 | weighting = { kind = "p3", k = 1.0, gamma = 1.0 }     # the paper's choice; gamma = 0 is the baseline
+               |
 
-        hint: allowed here: `simple`, `p2`, `p2-raw`"#]],
+            hint: allowed here: `simple`, `p2`, `p2-scaled`, `vlb`, `vlb-continuous`, `likelihood`, `min-snr`, `max-snr`, `soft-min-snr`, `truncated-snr`, `v-uniform`, `x0-uniform`, `debiased`, `edm`, `sigmoid`, `flow-logit-normal`, `flow-mode`, `flow-cosmap`, `flow-sigma-sqrt`, `p2-raw`, `diffusers-v-min-snr`, `onetrainer-p2`, `kohya-debiased-v`"#]],
     );
 }
 

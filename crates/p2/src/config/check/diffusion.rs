@@ -1,0 +1,43 @@
+//! Which noise schedules are allowed.
+
+use super::{MAX_TIMESTEPS, Violation, because, ensure};
+use crate::config::section::{Diffusion, Schedule};
+use crate::model::schedule;
+
+/// Checks that the schedule has enough levels, and that noise grows along them.
+pub(super) fn check(diffusion: &Diffusion) -> Result<(), Violation> {
+    let (least, reason) = least_timesteps(&diffusion.schedule);
+    let n = diffusion.n_timesteps;
+    let allowed = format!("{least} to {MAX_TIMESTEPS}");
+    ensure(
+        (least..=MAX_TIMESTEPS).contains(&n),
+        "diffusion.n_timesteps",
+        n,
+        allowed,
+    )
+    .map_err(because(reason))?;
+    let Err(error) = schedule(diffusion) else {
+        return Ok(());
+    };
+    Err(Violation {
+        key: "diffusion.schedule",
+        value: serde_json::to_string(&diffusion.schedule).unwrap_or_default(),
+        allowed: format!("a schedule whose noise grows with t: {error}"),
+        because: None,
+    })
+}
+
+/// How few levels a schedule can have, and why.
+fn least_timesteps(schedule: &Schedule) -> (usize, &'static str) {
+    match schedule {
+        Schedule::Linear => (
+            21,
+            "the linear schedule ends at beta = 20 / T, which must stay below 1",
+        ),
+        Schedule::Shifted { of, .. } | Schedule::ZeroTerminalSnr { of } => least_timesteps(of),
+        Schedule::Cosine
+        | Schedule::Sigmoid { .. }
+        | Schedule::Karras { .. }
+        | Schedule::LogNormal { .. } => (2, "one level is no schedule"),
+    }
+}
