@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Error, NoiseLevel, NoiseSchedule, Result, Stage};
+use crate::{Error, NoiseLevel, NoiseSchedule, Result, Stage, TimestepDensity};
 
 /// `p(log_snr) weight_eps(log_snr)`: how much each noise level counts in what is minimized.
 ///
@@ -14,10 +14,11 @@ use crate::{Error, NoiseLevel, NoiseSchedule, Result, Stage};
 ///
 /// # Example
 /// ```
-/// # use p2_diffusion::{EffectiveObjective, NoiseSchedule, Weighting};
+/// # use p2_diffusion::{Density, EffectiveObjective, NoiseSchedule, TimestepDensity, Weighting};
 /// let schedule = NoiseSchedule::cosine(1000)?;
 /// let p2 = Weighting::P2 { k: 1.0, gamma: 1.0 };
-/// let objective = EffectiveObjective::new(&schedule, &schedule.uniform(), |level| p2.weight_eps(level))?;
+/// let density = TimestepDensity::new(Density::Uniform, &schedule)?;
+/// let objective = EffectiveObjective::new(&schedule, &density, |level| p2.weight_eps(level))?;
 /// assert!((objective.peak_log_snr() + 3.0_f64.ln()).abs() < 0.01);
 /// # Ok::<(), p2_diffusion::Error>(())
 /// ```
@@ -31,20 +32,20 @@ pub struct EffectiveObjective {
 }
 
 impl EffectiveObjective {
-    /// The objective of levels drawn with `probability` (one per timestep, adding up to 1) whose eps error is
-    /// weighed by `weight_eps`.
+    /// The objective of levels drawn from `density` whose eps error is weighed by `weight_eps`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there is not one probability per timestep; [`Error::NoObjective`] if the weights are
+    /// [`Error::Shape`] if the density is one of another number of timesteps; [`Error::NoObjective`] if the weights are
     /// not finite or all 0.
     pub fn new(
         schedule: &NoiseSchedule,
-        probability: &[f64],
+        density: &TimestepDensity,
         weight_eps: impl Fn(NoiseLevel) -> f64,
     ) -> Result<Self> {
+        let probability = density.probability();
         if probability.len() != schedule.n_timesteps() {
             return Err(Error::Shape {
-                name: "probability",
+                name: "density",
                 shape: vec![probability.len()],
                 expected: vec![schedule.n_timesteps()],
             });

@@ -2,6 +2,7 @@
 #![doc = include_str!("../README.md")]
 
 mod denoiser;
+mod density;
 mod effective;
 mod error;
 mod error_unit;
@@ -14,11 +15,11 @@ mod respacing;
 pub mod sampler;
 mod schedule;
 mod stage;
-mod timestep;
 mod variational;
 mod weighting;
 
 pub use denoiser::{Denoised, Denoiser, NetworkOutput};
+pub use density::{Density, TimestepDensity};
 pub use effective::EffectiveObjective;
 pub use error::{Error, Result};
 pub use error_unit::ErrorUnit;
@@ -29,6 +30,5 @@ pub use prediction::{Prediction, Variance};
 pub use respacing::{Levels, space_timesteps};
 pub use schedule::NoiseSchedule;
 pub use stage::Stage;
-pub use timestep::timestep_from_uniform;
 pub use variational::discretized_gaussian_log_likelihood;
 pub use weighting::Weighting;

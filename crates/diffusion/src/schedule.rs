@@ -174,12 +174,6 @@ impl NoiseSchedule {
         (self.log_snr[end] - self.log_snr[first]) * self.log_snr.len() as f64 / n_steps
     }
 
-    /// The same probability for every timestep.
-    #[must_use]
-    pub fn uniform(&self) -> Vec<f64> {
-        vec![1.0 / self.n_timesteps() as f64; self.n_timesteps()]
-    }
-
     /// Factor of x0 in the mean of q(x_{t-1} given x_t, x0): `beta sqrt(alpha_bar[t-1]) / (1 - alpha_bar)`.
     #[must_use]
     pub fn posterior_mean_x0(&self) -> &[f64] {

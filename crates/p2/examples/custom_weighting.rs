@@ -16,7 +16,7 @@ use p2::config::{Base, Override, resolve};
 use p2::data::{Batch, Dataset, Loader, LoaderOptions};
 use p2::model::{Model, Noised};
 use p2::rng::{Draws, Stream};
-use p2_diffusion::{NoiseLevel, Objective, Stage, timestep_from_uniform};
+use p2_diffusion::{Density, NoiseLevel, Objective, Stage, TimestepDensity};
 use p2_nn::{AdamW, Recompute, Tape, adamw};
 
 const N_STEPS: u64 = 24;
@@ -83,7 +83,8 @@ fn gradients(
     Draws::at(0, Stream::Noise, batch.first_image_idx).fill_normal(&mut noise);
     let eps = Tensor::from_vec(noise, x0.shape(), &Device::Cpu)?;
     let mut draws = Draws::at(0, Stream::Timestep, batch.first_image_idx);
-    let t = (0..n).map(|_| timestep_from_uniform(draws.uniform(), model.schedule()));
+    let density = TimestepDensity::new(Density::Uniform, model.schedule())?;
+    let t = (0..n).map(|_| density.timestep(draws.uniform()));
     let t: Vec<u32> = t.collect::<Result<_, _>>()?;
 
     let x_t = model.schedule().add_noise(&x0, &eps, &t)?;

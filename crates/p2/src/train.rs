@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use candle_core::Tensor;
-use p2_diffusion::{LossTerms, Objective};
+use p2_diffusion::{LossTerms, Objective, TimestepDensity};
 use p2_nn::tape::{OpTime, Profile};
 use p2_nn::unet::Dropout;
 use p2_nn::{AdamW, Cpu, Node, Tape, adamw};
@@ -26,7 +26,7 @@ use dropout::RunDropout;
 use gradients::{Gradients, check_loss};
 pub use held_out::StageErrors;
 pub use linear_denoiser::LinearDenoiser;
-use noise::{Images, Noise};
+use noise::{Images, LevelDraws, Noise};
 use observer::Observer;
 pub use run::{Outcome, Setup, train};
 
@@ -40,6 +40,7 @@ pub(crate) struct Trainer {
     run: Run,
     model: Model,
     objective: Objective,
+    levels: LevelDraws,
     optimizer: AdamW,
     clock: Clock,
     op_clock: Option<fn() -> Duration>,
@@ -71,6 +72,10 @@ impl Trainer {
         let model = Model::new(&run, cpu)?;
         Ok(Self {
             objective: model.objective(&run)?,
+            levels: LevelDraws {
+                density: TimestepDensity::new(run.loss.density, model.schedule())?,
+                strata: run.loss.strata,
+            },
             optimizer: AdamW::new(model.params(), cpu)?,
             model,
             run,
@@ -182,7 +187,9 @@ impl Trainer {
 
     /// The noise and the noise levels of the n images of the run from `image_idx` on.
     fn noise(&self, image_idx: u64, n: usize) -> anyhow::Result<Noise> {
-        Noise::draw(self.run.train.seed, image_idx, n, &self.model)
+        let images = image_idx..image_idx + n as u64;
+        let size = self.model.image_size();
+        Noise::draw(self.run.train.seed, images, size, &self.levels)
     }
 
     fn adamw_step(&self, report: &StepReport, n_images: usize) -> adamw::Step {

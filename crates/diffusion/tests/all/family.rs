@@ -1,6 +1,9 @@
 //! Weightings as points of one family, their densities over log-SNR, and the mistakes that others make.
 
-use p2_diffusion::{EffectiveObjective, Error, ErrorUnit, NoiseLevel, NoiseSchedule, Objective};
+use p2_diffusion::{
+    Density, EffectiveObjective, Error, ErrorUnit, NoiseLevel, NoiseSchedule, Objective,
+    TimestepDensity,
+};
 use p2_diffusion::{Prediction, Result, Stage, Variance, Weighting};
 
 use crate::support::{check, check_absolute};
@@ -241,6 +244,10 @@ fn flow_weights_are_densities() {
     }
 }
 
+fn uniform(schedule: &NoiseSchedule) -> Result<TimestepDensity> {
+    TimestepDensity::new(Density::Uniform, schedule)
+}
+
 #[test]
 fn shares_and_means_are_those_of_the_dossier() -> Result<()> {
     let linear = NoiseSchedule::linear(1000)?;
@@ -257,7 +264,7 @@ fn shares_and_means_are_those_of_the_dossier() -> Result<()> {
     ] {
         let p2 = Weighting::P2 { k: 1.0, gamma };
         let objective =
-            EffectiveObjective::new(schedule, &schedule.uniform(), |level| p2.weight_eps(level))?;
+            EffectiveObjective::new(schedule, &uniform(schedule)?, |level| p2.weight_eps(level))?;
         check_absolute("mean", &[objective.mean_weight()], &[mean], 5e-6);
         let got = Stage::ALL.map(|stage| objective.share(stage));
         check_absolute("shares", &got, &shares, 5.1e-5);
@@ -271,7 +278,7 @@ fn the_peak_of_p2_on_the_cosine_schedule_is_known() -> Result<()> {
     for gamma in [0.0, 0.5, 1.0, 2.0] {
         let p2 = Weighting::P2 { k: 1.0, gamma };
         let objective =
-            EffectiveObjective::new(&cosine, &cosine.uniform(), |level| p2.weight_eps(level))?;
+            EffectiveObjective::new(&cosine, &uniform(&cosine)?, |level| p2.weight_eps(level))?;
         let expected = -(1.0 + 2.0 * gamma).ln();
         check_absolute("peak", &[objective.peak_log_snr()], &[expected], 0.01);
         let density = objective.density();

@@ -2,7 +2,6 @@
 
 use p2_diffusion::{
     Error, Levels, NoiseLevel, NoiseSchedule, Result, Stage, Weighting, space_timesteps,
-    timestep_from_uniform,
 };
 
 use crate::support::{check, check_absolute};
@@ -278,23 +277,6 @@ fn ddim_strides() -> Result<()> {
         let spec = format!("ddim{n_steps}");
         let refused = space_timesteps(&spec, &training);
         assert!(matches!(refused, Err(Error::Respacing { .. })), "{spec}");
-    }
-    Ok(())
-}
-
-#[test]
-fn timesteps_are_equally_likely() -> Result<()> {
-    let schedule = NoiseSchedule::linear(1000)?;
-    let mut counts = vec![0; 1000];
-    for draw in 0..7000 {
-        counts[timestep_from_uniform((f64::from(draw) + 0.5) / 7000.0, &schedule)? as usize] += 1;
-    }
-    assert!(counts.iter().all(|&count| count == 7));
-    assert_eq!(timestep_from_uniform(0.0, &schedule)?, 0);
-    assert_eq!(timestep_from_uniform(1.0_f64.next_down(), &schedule)?, 999);
-    for u in [1.0, -1e-9, f64::NAN] {
-        let refused = timestep_from_uniform(u, &schedule);
-        assert!(matches!(refused, Err(Error::Uniform { .. })), "{u}");
     }
     Ok(())
 }

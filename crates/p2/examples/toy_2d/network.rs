@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use p2::rng::{Draws, Stream};
 use p2_diffusion::{
-    Denoised, Denoiser, NetworkOutput, NoiseSchedule, Objective, timestep_from_uniform,
+    Denoised, Denoiser, Density, NetworkOutput, NoiseSchedule, Objective, TimestepDensity,
 };
 use p2_nn::layer::{Linear, Start};
 use p2_nn::op::elementwise::{add, concat, silu};
@@ -139,7 +139,8 @@ impl Batch {
     fn draw(step: u64, data: &Mixture, schedule: &NoiseSchedule) -> anyhow::Result<Self> {
         let x0 = data.points(BATCH_SIZE, &mut Draws::at(SEED, Stream::Shuffle, step));
         let mut levels = Draws::at(SEED, Stream::Timestep, step);
-        let t = (0..BATCH_SIZE).map(|_| timestep_from_uniform(levels.uniform(), schedule));
+        let density = TimestepDensity::new(Density::Uniform, schedule)?;
+        let t = (0..BATCH_SIZE).map(|_| density.timestep(levels.uniform()));
         Ok(Self {
             x0: Tensor::from_vec(x0, (BATCH_SIZE, 2), &Device::Cpu)?,
             eps: normal(BATCH_SIZE, &mut Draws::at(SEED, Stream::Noise, step))?,

@@ -1,5 +1,6 @@
 //! The allowed ranges of all values of a configuration, and why some are refused.
 
+mod density;
 mod diffusion;
 mod loss;
 
@@ -34,6 +35,7 @@ pub(super) fn check(config: &RunConfig) -> Result<Vec<String>, Violation> {
     check_data(&config.data)?;
     check_model(&config.model, config.data.image_size)?;
     diffusion::check(&config.diffusion)?;
+    density::check(&config.loss, &config.diffusion)?;
     let warnings = loss::check(&config.loss, &config.diffusion)?;
     check_optim(&config.optim, &config.train)?;
     ensure(

@@ -213,6 +213,10 @@ pub enum Variance {
 pub struct Loss {
     /// The weight on the eps error as a function of the noise level.
     pub weighting: p2_diffusion::Weighting,
+    /// How often each noise level is drawn.
+    pub density: p2_diffusion::Density,
+    /// Images of the run per block in which noise levels are spread evenly; with 1 each is drawn alone.
+    pub strata: u64,
 }
 
 /// `[optim]`: AdamW (Loshchilov and Hutter 2019) and its learning rate.

@@ -115,6 +115,8 @@ fn written_toml_looks_like_a_preset() {
 
         [loss]
         weighting = { kind = "simple" }
+        density = "uniform"
+        strata = 1
 
         [optim]
         lr = 0.0005

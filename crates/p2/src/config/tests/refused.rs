@@ -41,25 +41,25 @@ fn a_misspelt_key_is_named_with_its_place() {
         "beta1 ",
         "betta1 ",
         &expect![[r#"
-        error: unknown key `betta1` in [optim]
-          --> my.toml:37:1
-           |
-        37 | betta1         = 0.9                                   # usual
-           |
+            error: unknown key `betta1` in [optim]
+              --> my.toml:39:1
+               |
+            39 | betta1         = 0.9                                   # usual
+               |
 
-        hint: did you mean `beta1`?"#]],
+            hint: did you mean `beta1`?"#]],
     );
     check_file(
         "[ema]",
         "[emma]",
         &expect![[r#"
-        error: unknown key `emma` in the configuration
-          --> my.toml:43:2
-           |
-        43 | [emma]
-           |
+            error: unknown key `emma` in the configuration
+              --> my.toml:45:2
+               |
+            45 | [emma]
+               |
 
-        hint: did you mean `ema`?"#]],
+            hint: did you mean `ema`?"#]],
     );
     check_file(
         "channels = 32",
@@ -112,6 +112,23 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
 
             hint: change it where it stands, or override it with --set diffusion.schedule=VALUE"#]],
     );
+    for assignment in [
+        "loss.strata=0",
+        "loss.density={speed={n_first=1000,ratio=5.0}}",
+    ] {
+        assert!(emoji(&[assignment]).is_err(), "{assignment}");
+    }
+    check_set(
+        "loss.density={laplace={mean=0.0,scale=-1.0}}",
+        &expect![[r#"
+            error: `loss.density` is {"laplace":{"mean":0.0,"scale":-1.0}}; allowed: a density with its mass on the levels of the schedule: scale is -1, expected a finite number above 0
+             --> --set:1:14
+              |
+            1 | loss.density={laplace={mean=0.0,scale=-1.0}}
+              |
+
+            hint: change it where it stands, or override it with --set loss.density=VALUE"#]],
+    );
     check_set(
         "diffusion.schedule={zero-terminal-snr={of=\"cosine\"}}",
         &expect![[r#"
@@ -143,13 +160,13 @@ fn a_missing_key_or_section_is_named() {
         "eps           = 1e-8",
         "",
         &expect![[r#"
-        error: missing key `eps` in [optim]
-          --> my.toml:33:2
-           |
-        33 | [optim]
-           |
+            error: missing key `eps` in [optim]
+              --> my.toml:35:2
+               |
+            35 | [optim]
+               |
 
-        hint: every value stands in the file; `p2 train --preset smoke --dry-run` shows all"#]],
+            hint: every value stands in the file; `p2 train --preset smoke --dry-run` shows all"#]],
     );
     check_file(
         ", gamma = 1.0",
@@ -168,9 +185,9 @@ fn a_missing_key_or_section_is_named() {
         "[train.more]",
         &expect![[r#"
             error: unknown key `more` in [train]
-              --> my.toml:61:8
+              --> my.toml:63:8
                |
-            61 | [train.more]
+            63 | [train.more]
                |
 
             hint: allowed here: `seed`, `batch_size`, `micro_batch_size`, `precision`, `recompute`, `total_images`, `log_every`, `held_out_every`, `sample_every`, `checkpoint_every`, `keep_last`, `keep_every`"#]],
@@ -184,9 +201,9 @@ fn a_wrong_type_is_named() {
         "\"2MM\"",
         &expect![[r#"
             error: `train.total_images`: expected a whole number of images such as 12800, "200k" or "1.5M", found the text "2MM"
-              --> my.toml:53:20
+              --> my.toml:55:20
                |
-            53 | total_images     = "2MM"                               # some 600 epochs
+            55 | total_images     = "2MM"                               # some 600 epochs
                |"#]],
     );
     check_file(
@@ -267,21 +284,21 @@ fn broken_toml_is_named_with_its_place() {
         "beta1         = 0.9 ",
         "beta1         = ",
         &expect![[r#"
-        error: not TOML: string values must be quoted, expected literal string
-          --> my.toml:37:51
-           |
-        37 | beta1         =                                   # usual
-           |"#]],
+            error: not TOML: string values must be quoted, expected literal string
+              --> my.toml:39:51
+               |
+            39 | beta1         =                                   # usual
+               |"#]],
     );
     check_file(
         "[ema]",
         "[optim]",
         &expect![[r#"
-        error: not TOML: duplicate key
-          --> my.toml:43:2
-           |
-        43 | [optim]
-           |"#]],
+            error: not TOML: duplicate key
+              --> my.toml:45:2
+               |
+            45 | [optim]
+               |"#]],
     );
 }
 
