@@ -2,10 +2,11 @@
 
 mod densities; // how often timesteps are drawn
 mod errors; // what is refused, and the words
-mod family; // weightings in every unit, their densities, the mistakes of others
+mod family; // weightings in every unit, and what they minimize
 mod goldens; // numbers printed by the reference code
 mod gradients; // finite differences, the chain rule, cut gradients
 mod independence; // bits do not depend on the batch
+mod mistakes; // of other trainers, which are not made
 mod numbers; // numbers of the paper's schedules and weights
 mod samplers; // closed forms on Gaussian data
 mod schedules; // schedules given by their log-SNR
