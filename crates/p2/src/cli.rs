@@ -1,5 +1,7 @@
 //! The command line: what may be typed. Nothing is done here.
 
+mod weights;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,6 +12,8 @@ use crate::config::{Base, Count, Override};
 use crate::engine::Device;
 use crate::print::{ColorChoice, Verbosity};
 use crate::signal::Signal;
+
+pub use weights::{WeightsCommand, WeightsListArgs, WeightsShowArgs};
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +100,12 @@ pub enum Command {
     Info(InfoArgs),
     /// Measure how fast this machine trains and draws
     Bench(BenchArgs),
+    /// Show loss weightings and what they minimize
+    #[command(
+        subcommand,
+        after_help = "Example: p2 weights show simple p2:gamma=1,k=1 --png weights.png"
+    )]
+    Weights(WeightsCommand),
 }
 
 /// Seeds and counts end where TOML's integers do.

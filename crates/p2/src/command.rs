@@ -5,6 +5,7 @@ mod info;
 mod presets;
 mod sample;
 mod train;
+mod weights;
 
 use crate::cli::{Command, ExitStatus};
 use crate::print::Printer;
@@ -20,5 +21,6 @@ pub fn run(command: Command, printer: &Printer) -> anyhow::Result<ExitStatus> {
         Command::Sample(arguments) => sample::sample(&arguments, printer),
         Command::Info(arguments) => info::info(&arguments, printer),
         Command::Bench(arguments) => bench::bench(&arguments, printer),
+        Command::Weights(command) => weights::weights(&command, printer),
     }
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use change::{Change, Changes, changes};
 pub use count::Count;
 pub use preset::{PRESETS, Preset};
+pub(crate) use read::nearest;
 
 use crate::problem::Problem;
 use tree::{Node, Source};
@@ -78,6 +79,14 @@ impl Override {
         Self {
             flag: "--set",
             assignment: assignment.to_owned(),
+        }
+    }
+
+    /// A flag of its own for a key, with a value as `--set` has it.
+    pub fn text(flag: &'static str, key: &str, value: &str) -> Self {
+        Self {
+            flag,
+            assignment: format!("{key}={value}"),
         }
     }
 

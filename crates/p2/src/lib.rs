@@ -24,3 +24,4 @@ pub mod run_dir;
 pub mod sample;
 pub mod signal;
 pub mod train;
+pub mod weights;

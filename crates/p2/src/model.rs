@@ -5,7 +5,7 @@ mod from_config;
 
 #[cfg(test)]
 pub(crate) use from_config::unet;
-pub(crate) use from_config::{objective, recompute, schedule};
+pub(crate) use from_config::{objective, prediction, recompute, schedule};
 
 use std::rc::Rc;
 

@@ -12,4 +12,6 @@ mod cli {
     mod help;
     /// Runs the program and shows what came out.
     pub(crate) mod program;
+    /// Weightings, as they are listed, shown and refused.
+    mod weights;
 }

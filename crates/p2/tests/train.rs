@@ -27,4 +27,6 @@ mod train {
     mod sample;
     /// Ctrl-C and termination.
     mod signal;
+    /// Every weighting.
+    mod weighting;
 }

@@ -82,7 +82,7 @@ fn named_schedule(schedule: &section::Schedule, n: usize) -> p2_diffusion::Resul
     }
 }
 
-pub(super) fn prediction(prediction: section::Prediction) -> Prediction {
+pub(crate) fn prediction(prediction: section::Prediction) -> Prediction {
     match prediction {
         section::Prediction::Eps => Prediction::Eps,
         section::Prediction::X0 => Prediction::X0,

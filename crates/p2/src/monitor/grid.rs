@@ -116,7 +116,8 @@ pub fn byte_from_pixel(x: f32) -> u8 {
     (((x + 1.0) / 2.0).clamp(0.0, 1.0) * 255.0 + 0.5) as u8
 }
 
-fn save_png(path: &Path, size: Size, bytes: &[u8]) -> anyhow::Result<()> {
+/// Saves bytes, `[H, W, 3]`, as a PNG.
+pub(crate) fn save_png(path: &Path, size: Size, bytes: &[u8]) -> anyhow::Result<()> {
     let context = || format!("cannot write {}", path.display());
     let mut file = Vec::new();
     let (width, height) = (u32::try_from(size.width), u32::try_from(size.height));

@@ -57,6 +57,7 @@ fn options_have_one_line_each() {
               presets  List the configurations that need no file
               info     Say what a model or a preset is
               bench    Measure how fast this machine trains and draws
+              weights  Show loss weightings and what they minimize
 
             Options:
               -q, --quiet         Tell only warnings and errors
