@@ -65,9 +65,9 @@ fn levels_have_the_moments_of_their_density() -> Result<()> {
     Ok(())
 }
 
-/// What a configuration may call logit-normal is log-normal: on a straight path logit t is ln sigma.
+/// SpeeD draws the first timesteps more often by a constant factor.
 #[test]
-fn speed_and_probabilities() -> Result<()> {
+fn speed_favors_the_first_timesteps() -> Result<()> {
     let schedule = NoiseSchedule::linear(1000)?;
     let speed = Density::Speed {
         n_first: 700,
