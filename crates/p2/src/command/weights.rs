@@ -83,11 +83,12 @@ fn show(arguments: &WeightsShowArgs, printer: &Printer) -> anyhow::Result<()> {
 }
 
 fn conditions(run: &Run) -> anyhow::Result<String> {
+    let target = serde_json::to_string(&run.diffusion.prediction)?;
     Ok(format!(
-        "schedule {}, {} levels, prediction {}, density {}",
+        "schedule {}, {} levels, prediction {target}, density {}\n\
+         the network is trained with the column `on {target}`",
         serde_json::to_string(&run.diffusion.schedule)?,
         run.diffusion.n_timesteps,
-        serde_json::to_string(&run.diffusion.prediction)?,
         serde_json::to_string(&run.loss.density)?,
     )
     .replace('"', ""))

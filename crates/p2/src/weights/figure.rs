@@ -108,7 +108,9 @@ fn draw_grid(canvas: &mut Canvas, axes: Axes) {
         let x = axes.x(power.into());
         canvas.line(&[[x, BOTTOM], [x, BOTTOM + 6.0]], 1.0, GREY);
     }
-    canvas.line(&[[LEFT, TOP], [LEFT, BOTTOM], [RIGHT, BOTTOM]], 1.5, GREY);
+    // Apart: where lines as long as these meet in one, the second is drawn in part only.
+    canvas.line(&[[LEFT, TOP], [LEFT, BOTTOM]], 1.5, GREY);
+    canvas.line(&[[LEFT, BOTTOM], [RIGHT, BOTTOM]], 1.5, GREY);
 }
 
 /// The part of a curve that lies inside the axes; a level of SNR 0 lies on none.

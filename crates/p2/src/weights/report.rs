@@ -15,6 +15,8 @@ use crate::problem::Problem;
 pub struct Report {
     /// As it is written on a command line.
     pub spec: String,
+    /// Its name without constants.
+    pub kind: String,
     /// Whether it repeats another program's number.
     pub raw: bool,
     /// Mean weight on the eps error: the factor on the size of the loss, and on the learning rate where the
@@ -82,6 +84,11 @@ pub struct Row {
 pub fn report(weighting: Weighting, run: &Run) -> Result<Report, Problem> {
     let spec = spec::text(weighting);
     let refused = |error: p2_diffusion::Error| {
+        // A constant out of its range is wrong for any prediction.
+        if let p2_diffusion::Error::Constant { .. } = error {
+            return Problem::new(format!("`{spec}` is no weighting: {error}"))
+                .hint("`p2 weights list` shows each with constants that work");
+        }
         let prediction = prediction(run.diffusion.prediction);
         Problem::new(format!(
             "prediction {prediction} cannot be trained with `{spec}`"
@@ -93,6 +100,7 @@ pub fn report(weighting: Weighting, run: &Run) -> Result<Report, Problem> {
     let [clean_up, content, coarse] = Stage::ALL.map(|stage| objective.share(stage));
     let [p10, p50, p90] = [0.1, 0.5, 0.9].map(|share| objective.log_snr_at(share));
     Ok(Report {
+        kind: spec::kind(weighting),
         raw: weighting.is_raw(),
         mean_weight: objective.mean_weight(),
         peak_log_snr: objective.peak_log_snr(),

@@ -49,8 +49,12 @@ pub fn parse(text: &str) -> Result<Weighting, Problem> {
         if expected.remove(key).is_none() {
             let is_twice = given.contains_key(key);
             let what = if is_twice { "repeated" } else { "unknown" };
-            return Err(Problem::new(format!("{what} key `{key}` in `{text}`"))
-                .hint(format!("write it as in {}", self::text(example))));
+            let keys: Vec<&str> = expected.keys().map(String::as_str).collect();
+            let hint = match nearest(key, &keys) {
+                Some(nearest) if !is_twice => format!("did you mean `{nearest}`?"),
+                _ => format!("write it as in {}", self::text(example)),
+            };
+            return Err(Problem::new(format!("{what} key `{key}` in `{text}`")).hint(hint));
         }
         let number = value
             .parse::<f64>()
@@ -116,6 +120,11 @@ mod tests {
             (
                 "p2:k=1,gama=1",
                 "unknown key `gama` in `p2:k=1,gama=1`",
+                "did you mean `gamma`?",
+            ),
+            (
+                "p2:k=1,bias=1",
+                "unknown key `bias` in `p2:k=1,bias=1`",
                 "write it as in p2:gamma=1,k=1",
             ),
             (

@@ -33,6 +33,7 @@ fn numbers_are_those_of_the_dossier() {
                 "{spec}: {value}, {expected}"
             );
         };
+        assert_eq!(report["kind"], "p2");
         near(&report["mean_weight"], mean_weight, 5e-6);
         if let Some(peak) = peak {
             near(&report["peak_log_snr"], peak, 0.01);
@@ -103,6 +104,20 @@ fn levels_and_figure_are_written() {
     assert_eq!(figure.dimensions(), (1200, 720));
     let curve = image::Rgb([213, 94, 0]);
     assert!(figure.pixels().filter(|pixel| **pixel == curve).count() > 500);
+    // The axis at the bottom is drawn from end to end.
+    assert!((110..1170).all(|x| *figure.get_pixel(x, 630) == image::Rgb([120; 3])));
+}
+
+#[test]
+fn people_are_told_what_is_trained_with() {
+    let folder = tempdir().unwrap();
+    for target in ["eps", "x0", "v"] {
+        let arguments = ["weights", "show", "simple", "--prediction", target];
+        let output = p2(folder.path(), &arguments).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let told = format!("the network is trained with the column `on {target}`");
+        assert!(text.contains(&told), "{text}");
+    }
 }
 
 #[test]
@@ -130,6 +145,18 @@ fn what_cannot_be_shown_is_refused() {
             error: missing key `gamma` in `p2:k=1`
 
             hint: write it as in p2:gamma=1,k=1
+        "#]],
+    );
+    check(
+        folder.path(),
+        &["weights", "show", "p2:k=-1,gamma=1"],
+        &expect![[r#"
+            exit: 2
+            --- stdout
+            --- stderr
+            error: `p2:gamma=1,k=-1` is no weighting: k is -1, expected a finite number of at least 0
+
+            hint: `p2 weights list` shows each with constants that work
         "#]],
     );
     check(
