@@ -1,8 +1,13 @@
 //! How often each noise level is trained on, apart from how its error is weighed.
 
+mod history;
+
+pub use history::LossHistory;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, NoiseLevel, NoiseSchedule, Result};
+use crate::constant::{self, Constant};
+use crate::{Error, NoiseLevel, NoiseSchedule, Result, flow};
 
 /// A density of noise levels to draw from.
 ///
@@ -31,6 +36,13 @@ pub enum Density {
         /// Its scale, above 0.
         scale: f64,
     },
+    /// The time of a straight path has the density "mode": Esser et al. 2024, arXiv 2403.03206, section 3.1.
+    FlowMode {
+        /// From -1 to 2 / (pi - 2); 0 is uniform.
+        scale: f64,
+    },
+    /// The time of a straight path has the density `2 / (pi (1 - 2 t + 2 t^2))`: "cosmap" there.
+    FlowCosmap,
     /// The first timesteps are drawn `ratio` times as often as the others: SpeeD, Wang et al. 2024, arXiv
     /// 2405.17403.
     Speed {
@@ -38,6 +50,16 @@ pub enum Density {
         n_first: usize,
         /// How much more often, above 0.
         ratio: f64,
+    },
+    /// Timesteps are drawn the more often the larger their last losses were, and weigh the less for it: Nichol and
+    /// Dhariwal 2021, arXiv 2102.09672, section 3.3. It starts uniform ([`LossHistory`]).
+    ///
+    /// The objective stays that of [`Self::Uniform`], whatever was seen; only the noise of its gradients changes.
+    LossSecondMoment {
+        /// Last losses of a timestep that are remembered, at least 1; 10 there.
+        n_history: usize,
+        /// Share of draws that stay uniform, above 0 and up to 1; 0.001 there.
+        uniform: f64,
     },
 }
 
@@ -53,45 +75,45 @@ impl Density {
             shares.map(|s| if s.is_nan() { 0.0 } else { s }).collect()
         };
         match self {
-            Self::Uniform => vec![1.0; schedule.n_timesteps()],
+            Self::Uniform | Self::LossSecondMoment { .. } => vec![1.0; schedule.n_timesteps()],
             Self::LogNormal { mean, std } => {
                 per_log_snr(&|log_snr| (-0.5 * ((-0.5 * log_snr - mean) / std).powi(2)).exp())
             }
             Self::Laplace { mean, scale } => {
                 per_log_snr(&|log_snr| (-(log_snr - mean).abs() / scale).exp())
             }
+            Self::FlowMode { scale } => {
+                per_log_snr(&|l| flow::per_log_snr(flow::log_mode(scale, l), l))
+            }
+            Self::FlowCosmap => per_log_snr(&|l| flow::per_log_snr(flow::log_cosmap(l), l)),
             Self::Speed { n_first, ratio } => (0..schedule.n_timesteps())
                 .map(|t| if t < n_first { ratio } else { 1.0 })
                 .collect(),
         }
     }
 
-    fn check(self) -> Result<()> {
-        let positive = "a finite number above 0";
-        let (middle, width) = match self {
-            Self::Uniform => return Ok(()),
-            Self::LogNormal { mean, std } => (mean, ("std", std)),
-            Self::Laplace { mean, scale } => (mean, ("scale", scale)),
-            Self::Speed { ratio, .. } => (0.0, ("ratio", ratio)),
-        };
-        for (name, value, is_allowed, expected) in [
-            ("mean", middle, middle.is_finite(), "a finite number"),
-            (
-                width.0,
-                width.1,
-                width.1 > 0.0 && width.1.is_finite(),
-                positive,
-            ),
-        ] {
-            if !is_allowed {
-                return Err(Error::Constant {
-                    name,
-                    value,
-                    expected,
-                });
+    fn constants(self) -> Vec<Constant> {
+        match self {
+            Self::Uniform | Self::FlowCosmap => Vec::new(),
+            Self::LogNormal { mean, std } => {
+                vec![Constant::any("mean", mean), Constant::positive("std", std)]
+            }
+            Self::Laplace { mean, scale } => {
+                vec![
+                    Constant::any("mean", mean),
+                    Constant::positive("scale", scale),
+                ]
+            }
+            Self::FlowMode { scale } => vec![flow::mode_scale(scale)],
+            Self::Speed { ratio, .. } => vec![Constant::positive("ratio", ratio)],
+            Self::LossSecondMoment { n_history, uniform } => {
+                let is_share = uniform > 0.0 && uniform <= 1.0;
+                vec![
+                    Constant::count("n_history", n_history, 1, "1 to 65536"),
+                    Constant::that("uniform", uniform, is_share, "above 0, up to 1"),
+                ]
             }
         }
-        Ok(())
     }
 }
 
@@ -121,8 +143,12 @@ impl TimestepDensity {
     /// [`Error::Constant`] for a constant without meaning; [`Error::NoObjective`] if the schedule has no level where
     /// the density has its mass.
     pub fn new(density: Density, schedule: &NoiseSchedule) -> Result<Self> {
-        density.check()?;
-        let shares = density.shares(schedule);
+        constant::check(density.constants())?;
+        Self::from_shares(&density.shares(schedule))
+    }
+
+    /// A density with the shares of timesteps up to a constant, `[T]`.
+    fn from_shares(shares: &[f64]) -> Result<Self> {
         let total: f64 = shares.iter().sum();
         if !(total > 0.0 && total.is_finite()) {
             return Err(Error::NoObjective { mean_weight: total });
@@ -142,6 +168,24 @@ impl TimestepDensity {
     #[must_use]
     pub fn probability(&self) -> &[f64] {
         &self.probability
+    }
+
+    /// What the loss of an image is multiplied by so that it counts as if timesteps were drawn uniformly:
+    /// `1 / (T p[t])`.
+    ///
+    /// # Errors
+    /// [`Error::Timestep`] with the first image whose t is too large.
+    pub fn importance(&self, t: &[u32]) -> Result<Vec<f64>> {
+        let n_timesteps = self.probability.len();
+        let importance = t.iter().enumerate().map(|(image_idx, &t)| {
+            let probability = self.probability.get(t as usize).ok_or(Error::Timestep {
+                image_idx,
+                t,
+                n_timesteps,
+            })?;
+            Ok(1.0 / (n_timesteps as f64 * probability))
+        });
+        importance.collect()
     }
 
     /// The timestep that a uniform draw falls on.

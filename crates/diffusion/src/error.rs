@@ -79,6 +79,19 @@ pub enum Error {
         /// What was to be predicted.
         prediction: Prediction,
     },
+    /// A saved state of something that learns which is not its own.
+    #[error("the saved state has {found} numbers of {name}, expected {expected}")]
+    State {
+        /// Which part of it.
+        name: String,
+        /// How many numbers it needs.
+        expected: usize,
+        /// How many there are; 0 if the part is missing.
+        found: usize,
+    },
+    /// A loss whose weighting learns, without the state that it learns into.
+    #[error("this weighting learns: give the objective its state with `with_stateful`")]
+    MissingState,
     /// Weights whose mean is 0 or no finite number.
     #[error("the mean weight is {mean_weight}, expected a finite number above 0")]
     NoObjective {

@@ -1,11 +1,13 @@
 //! Schedules, prediction targets, loss weightings, losses and samplers of image diffusion models.
 #![doc = include_str!("../README.md")]
 
+mod constant;
 mod denoiser;
 mod density;
 mod effective;
 mod error;
 mod error_unit;
+mod flow;
 mod forward;
 mod level;
 mod loss;
@@ -19,7 +21,7 @@ mod variational;
 mod weighting;
 
 pub use denoiser::{Denoised, Denoiser, NetworkOutput};
-pub use density::{Density, TimestepDensity};
+pub use density::{Density, LossHistory, TimestepDensity};
 pub use effective::EffectiveObjective;
 pub use error::{Error, Result};
 pub use error_unit::ErrorUnit;
@@ -31,4 +33,4 @@ pub use respacing::{Levels, space_timesteps};
 pub use schedule::NoiseSchedule;
 pub use stage::Stage;
 pub use variational::discretized_gaussian_log_likelihood;
-pub use weighting::Weighting;
+pub use weighting::{AdaptiveBuckets, Adjustment, StateTensor, StatefulWeighting, Weighting};

@@ -4,8 +4,10 @@ use candle_core::Tensor;
 
 use crate::per_image;
 use crate::variational::{self, DetachedError};
-use crate::weighting::target_weights;
-use crate::{Error, NoiseLevel, NoiseSchedule, Prediction, Result, Variance, Weighting};
+use crate::weighting::{AdaptiveBuckets, defect, target_weights};
+use crate::{
+    Error, NoiseLevel, NoiseSchedule, Prediction, Result, StatefulWeighting, Variance, Weighting,
+};
 
 /// The loss of a batch in its parts, each `[N]`, in the type of the network's output.
 #[derive(Debug, Clone)]
@@ -16,7 +18,7 @@ pub struct LossTerms {
     pub mse_eps: Tensor,
     /// Variational term of a learned variance, bits per dimension times `T / 1000`. Trains the variance only.
     pub vb: Option<Tensor>,
-    /// What is minimized: weight times `mse`, plus `vb`.
+    /// What is minimized: weight times `mse`, plus `vb`, plus what a weighting that learns adds.
     pub weighted: Tensor,
 }
 
@@ -38,12 +40,23 @@ pub struct LossTerms {
 /// assert!(loss.weighted.mean_all()?.backward()?.get(&output).is_some());
 /// # Ok::<(), p2_diffusion::Error>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Objective {
     schedule: NoiseSchedule,
     prediction: Prediction,
     variance: Variance,
+    /// For a weighting that learns, what it starts with.
     weight_target: Vec<f64>,
+    learning: Learning,
+}
+
+/// Whether the weights change with the errors that are seen.
+#[derive(Debug)]
+enum Learning {
+    No,
+    /// Yes, but there is nothing to learn into.
+    Missing,
+    Into(Box<dyn StatefulWeighting>),
 }
 
 impl Objective {
@@ -61,7 +74,25 @@ impl Objective {
     ) -> Result<Self> {
         weighting.check(prediction)?;
         let weight_target = |level| weighting.weight_target(prediction, level);
-        Self::with_weight_target(schedule, prediction, variance, weight_target)
+        let objective = Self::with_weight_target(schedule, prediction, variance, weight_target)?;
+        let learning = match AdaptiveBuckets::of(weighting) {
+            Some(buckets) => Learning::Into(Box::new(buckets)),
+            None if weighting.is_stateful() => Learning::Missing,
+            None => Learning::No,
+        };
+        Ok(Self {
+            learning,
+            ..objective
+        })
+    }
+
+    /// The same objective, whose weights are adjusted by what is learned.
+    #[must_use]
+    pub fn with_stateful(self, stateful: Box<dyn StatefulWeighting>) -> Self {
+        Self {
+            learning: Learning::Into(stateful),
+            ..self
+        }
     }
 
     /// The objective with a weighting of one's own, given as the weight on the squared eps error.
@@ -105,10 +136,11 @@ impl Objective {
             schedule: schedule.clone(),
             prediction,
             variance,
+            learning: Learning::No,
         })
     }
 
-    /// The weight on the squared error of the prediction, one per timestep: `[T]`.
+    /// The weight on the squared error of the prediction, one per timestep: `[T]`. One that learns starts with it.
     #[must_use]
     pub fn weight_target(&self) -> &[f64] {
         &self.weight_target
@@ -145,7 +177,8 @@ impl Objective {
     /// - returns: each term `[N]`
     ///
     /// # Errors
-    /// [`Error::Shape`] if shapes do not fit; [`Error::Timestep`] with the first image whose t is too large.
+    /// [`Error::Shape`] if shapes do not fit; [`Error::Timestep`] with the first image whose t is too large;
+    /// [`Error::MissingState`] for [`Weighting::LearnedUncertainty`] without [`Self::with_stateful`].
     ///
     /// # Source
     /// Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 16 (hybrid loss); Choi et al. 2022, arXiv 2204.00227,
@@ -161,8 +194,8 @@ impl Objective {
             self.prediction.exchange_rate(level)
         };
         let rates = per_image::gather(self.schedule.log_snr(), t, rate);
-        let weights = per_image::gather(&self.weight_target, t, |weight| weight);
-        let weighted_mse = per_image::scale(&mse, weights)?; // [N]
+        let ImageWeights { factor, penalty } = self.image_weights(t)?;
+        let weighted_mse = per_image::scale(&mse, factor)?; // [N]
         let vb = match mix {
             None => None,
             Some(mix) => {
@@ -180,6 +213,10 @@ impl Objective {
             None => weighted_mse,
             Some(vb) => (weighted_mse + vb)?,
         };
+        let weighted = match penalty {
+            None => weighted,
+            Some(penalty) => (per_image::column(penalty, &mse)? + weighted)?,
+        };
         Ok(LossTerms {
             mse_eps: per_image::scale(&mse.detach(), rates)?,
             mse,
@@ -187,4 +224,90 @@ impl Objective {
             weighted,
         })
     }
+
+    /// Learns from a step, if the weighting learns: the timesteps of its images, in their order, and their
+    /// [`LossTerms::mse`]; `[N]` each.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are not as many errors as timesteps; [`Error::Timestep`] as for [`Self::loss`]; those
+    /// of the weighting.
+    pub fn learn(&mut self, t: &[u32], mse: &[f32]) -> Result<()> {
+        self.schedule.check_timesteps(t, mse.len())?;
+        let Learning::Into(stateful) = &mut self.learning else {
+            return Ok(());
+        };
+        let (mut levels, mut errors) = (Vec::new(), Vec::new());
+        for (&t, &mse) in t.iter().zip(mse) {
+            let weight = self.weight_target[t as usize];
+            // What does not count teaches nothing: eps has no error where there is nothing but noise.
+            if weight > 0.0 {
+                levels.push(self.schedule.noise_level(t as usize));
+                errors.push(weight * f64::from(mse));
+            }
+        }
+        stateful.learn(&levels, &errors)
+    }
+
+    /// What has been learned, to be saved; `None` if the weighting learns nothing.
+    #[must_use]
+    pub fn stateful(&self) -> Option<&dyn StatefulWeighting> {
+        match &self.learning {
+            Learning::Into(stateful) => Some(stateful.as_ref()),
+            Learning::No | Learning::Missing => None,
+        }
+    }
+
+    /// The same, to be restored.
+    pub fn stateful_mut(&mut self) -> Option<&mut (dyn StatefulWeighting + 'static)> {
+        match &mut self.learning {
+            Learning::Into(stateful) => Some(stateful.as_mut()),
+            Learning::No | Learning::Missing => None,
+        }
+    }
+
+    /// The weight on each image's error, as it stands.
+    fn image_weights(&self, t: &[u32]) -> Result<ImageWeights> {
+        let start = per_image::gather(&self.weight_target, t, |weight| weight);
+        let stateful = match &self.learning {
+            Learning::No => {
+                return Ok(ImageWeights {
+                    factor: start,
+                    penalty: None,
+                });
+            }
+            Learning::Missing => return Err(Error::MissingState),
+            Learning::Into(stateful) => stateful,
+        };
+        let levels: Vec<NoiseLevel> = t
+            .iter()
+            .map(|&t| self.schedule.noise_level(t as usize))
+            .collect();
+        let adjustments = stateful.adjust(&levels)?;
+        let (mut factor, mut penalty) = (Vec::new(), Vec::new());
+        for ((start, adjustment), &t) in start.into_iter().zip(adjustments).zip(t) {
+            let weight = start * adjustment.log_factor.exp();
+            if let Some(reason) = defect(weight) {
+                return Err(Error::Weight {
+                    prediction: self.prediction,
+                    t: t as usize,
+                    weight,
+                    reason,
+                });
+            }
+            factor.push(weight);
+            penalty.push(adjustment.penalty);
+        }
+        Ok(ImageWeights {
+            factor,
+            penalty: Some(penalty),
+        })
+    }
+}
+
+/// Numbers of each image, `[N]`.
+struct ImageWeights {
+    /// On the squared error of the prediction.
+    factor: Vec<f64>,
+    /// Added to the loss.
+    penalty: Option<Vec<f64>>,
 }

@@ -151,14 +151,17 @@ impl NoiseSchedule {
     ///
     /// The slope is a difference of neighbors. Before the first level lies another at the distance of the second.
     pub fn noise_levels(&self) -> impl ExactSizeIterator<Item = NoiseLevel> + '_ {
+        (0..self.n_timesteps()).map(|t| self.noise_level(t))
+    }
+
+    /// The noise level of a timestep below T.
+    pub(crate) fn noise_level(&self, t: usize) -> NoiseLevel {
         let log_snr = &self.log_snr;
-        (0..log_snr.len()).map(move |t| {
-            let before = match t {
-                0 => 2.0 * log_snr[0] - log_snr.get(1).copied().unwrap_or(f64::NAN),
-                _ => log_snr[t - 1],
-            };
-            NoiseLevel::on_schedule(log_snr[t], self.slope(t), before)
-        })
+        let before = match t {
+            0 => 2.0 * log_snr[0] - log_snr.get(1).copied().unwrap_or(f64::NAN),
+            _ => log_snr[t - 1],
+        };
+        NoiseLevel::on_schedule(log_snr[t], self.slope(t), before)
     }
 
     /// `dlog_snr/dt` at a timestep, with t from 0 to 1: between its neighbors, or between it and the one that it

@@ -1,10 +1,11 @@
 //! How errors at different noise levels are weighed: one function of the noise level, stated on the eps error.
 
 mod check;
-mod flow;
 mod formula;
+mod stateful;
 
-pub(crate) use check::target_weights;
+pub(crate) use check::{defect, target_weights};
+pub use stateful::{AdaptiveBuckets, Adjustment, StateTensor, StatefulWeighting};
 
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +108,31 @@ pub enum Weighting {
     FlowCosmap {},
     /// `1 / t^2` on the u error: what Diffusers calls `sigma_sqrt`.
     FlowSigmaSqrt {},
+    /// As [`Self::Edm`], times `e^-u` for a u(S) that is learned beside the network and added to the loss: Karras
+    /// et al. 2024, arXiv 2312.02696. Its state is the caller's ([`crate::Objective::with_stateful`]).
+    ///
+    /// In the end u is the logarithm of the weighted error, so that all levels count the same.
+    LearnedUncertainty {
+        /// Standard deviation of the data, above 0; the paper uses 0.5.
+        sigma_data: f64,
+        /// Fourier features of the noise level that u is linear in; the paper uses 128.
+        n_features: usize,
+        /// Learning rate of u, above 0.
+        lr: f64,
+    },
+    /// 1 over the moving mean of the error in the level's piece of the log-SNR axis: Stable Cascade.
+    ///
+    /// As learned so far ([`AdaptiveBuckets`]); it starts with 1.
+    AdaptiveBuckets {
+        /// How many pieces, at least 2; 300 there.
+        n_buckets: usize,
+        /// The first piece ends here; -10 there.
+        min_log_snr: f64,
+        /// The last piece begins here, above `min_log_snr`; 10 there.
+        max_log_snr: f64,
+        /// Share of the old mean that each new error leaves, at least 0 and below 1; 0.99 there.
+        beta: f64,
+    },
     /// raw: the number of [`Self::P2`] for any prediction, as its reference code has it.
     P2Raw {
         /// As in [`Self::P2`].
@@ -152,6 +178,16 @@ impl Weighting {
     #[must_use]
     pub fn weight_target(self, prediction: Prediction, level: NoiseLevel) -> f64 {
         self.log_weight(prediction.into(), level).exp()
+    }
+
+    /// Whether it learns from the errors that it sees; the weights that this type computes are then those that it
+    /// starts with.
+    #[must_use]
+    pub fn is_stateful(self) -> bool {
+        matches!(
+            self,
+            Self::LearnedUncertainty { .. } | Self::AdaptiveBuckets { .. }
+        )
     }
 
     /// Whether it reproduces another program's number, which is not converted for the prediction.

@@ -60,6 +60,11 @@ impl AdamW {
         &self.params
     }
 
+    /// What it runs on.
+    pub fn cpu(&self) -> Cpu {
+        self.cpu
+    }
+
     /// What is remembered of each parameter, in their order; not to be held over a step.
     pub fn states(&self) -> impl Iterator<Item = MutexGuard<'_, State>> {
         self.states

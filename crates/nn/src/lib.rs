@@ -7,6 +7,7 @@ pub mod layer;
 pub mod op;
 pub mod params;
 pub mod tape;
+mod uncertainty;
 pub mod unet;
 
 pub use adamw::AdamW;
@@ -14,6 +15,7 @@ pub use error::Error;
 pub use p2_kernels::{Cpu, Isa, Precision, Threads};
 pub use params::{Init, Initializer, Params};
 pub use tape::{Gradients, Node, Recompute, Tape};
+pub use uncertainty::Uncertainty;
 pub use unet::{UNet, UNetConfig};
 
 /// The result of this crate's functions.

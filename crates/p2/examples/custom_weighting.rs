@@ -88,9 +88,10 @@ fn gradients(
     let t: Vec<u32> = t.collect::<Result<_, _>>()?;
 
     let x_t = model.schedule().add_noise(&x0, &eps, &t)?;
+    let times: Vec<f64> = t.iter().map(|&t| f64::from(t)).collect();
     let noised = Noised {
         x_t: &x_t,
-        t: &t,
+        t: &times,
         labels: &batch.labels,
     };
     let tape = Tape::recording(model.cpu(), Recompute::Nothing);

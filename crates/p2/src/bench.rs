@@ -220,7 +220,7 @@ fn forward(model: &Model, batch_size: usize) -> anyhow::Result<()> {
     )?; // [N, H, W, 3]
     let noised = Noised {
         x_t: &x_t,
-        t: &vec![500.min(model.schedule().n_timesteps() as u32 - 1); batch_size],
+        t: &vec![500.min(model.schedule().n_timesteps() - 1) as f64; batch_size],
         labels: &batch.labels,
     };
     model.predict(noised).map(|_| ())

@@ -283,4 +283,4 @@ mod tests;
 
 /// A configuration that stays as it is, whatever becomes of the presets.
 #[cfg(test)]
-const TEST_CONFIG: &str = "src/config/tests.toml";
+pub(crate) const TEST_CONFIG: &str = "src/config/tests.toml";

@@ -5,14 +5,17 @@ mod from_config;
 
 #[cfg(test)]
 pub(crate) use from_config::unet;
-pub(crate) use from_config::{objective, prediction, recompute, schedule};
+pub(crate) use from_config::{
+    levels_per_timestep, objective, prediction, recompute, schedule, training_density,
+    training_schedule,
+};
 
 use std::rc::Rc;
 
 use anyhow::Context as _;
 use candle_core::Tensor;
 use p2_diffusion::{
-    Denoised, Denoiser, NetworkOutput, NoiseSchedule, Objective, Prediction, Variance,
+    Denoised, Denoiser, NetworkOutput, NoiseSchedule, Objective, Prediction, Variance, Weighting,
 };
 use p2_nn::unet::{Dropout, Input, MultiplyAdds};
 use p2_nn::{Cpu, Init, Node, Params, Tape, UNet};
@@ -35,8 +38,8 @@ pub struct Model {
 pub struct Noised<'a> {
     /// `[N, H, W, 3]`.
     pub x_t: &'a Tensor,
-    /// Noise levels, `[N]`.
-    pub t: &'a [u32],
+    /// Their timesteps, `[N]`, or times between these.
+    pub t: &'a [f64],
     /// Classes, `[N]`; not used by an unconditional model.
     pub labels: &'a [u32],
 }
@@ -48,8 +51,9 @@ impl Model {
     /// If the sizes of the network do not fit together.
     pub fn new(config: &RunConfig, cpu: Cpu) -> anyhow::Result<Self> {
         let seed = config.train.seed;
-        let mut initializer =
-            |index: usize, init: Init, values: &mut [f32]| initialize(seed, index, init, values);
+        let mut initializer = |index: usize, init: Init, values: &mut [f32]| {
+            initialize(Draws::at(seed, Stream::Init, index as u64), init, values);
+        };
         Self::build(config, &mut initializer, cpu)
     }
 
@@ -119,12 +123,18 @@ impl Model {
         self.unet.config().n_classes
     }
 
-    /// What the model is trained for, weighted as `config` says.
+    /// What errors of the model are measured with where no weight counts.
     ///
     /// # Errors
-    /// If the weighting has no finite value at some noise level.
-    pub fn objective(&self, config: &RunConfig) -> anyhow::Result<Objective> {
-        Ok(from_config::objective(&config.loss, &config.diffusion)?)
+    /// If the prediction makes no sense at some noise level.
+    pub fn unweighted(&self) -> anyhow::Result<Objective> {
+        let simple = Weighting::Simple {};
+        Ok(Objective::new(
+            &self.schedule,
+            self.prediction,
+            self.variance,
+            simple,
+        )?)
     }
 
     /// The network's output, `[N, H, W, 3]`, or 6 channels with learned variance.
@@ -146,10 +156,9 @@ impl Model {
         noised: Noised<'_>,
         dropout: Option<&Rc<dyn Dropout>>,
     ) -> anyhow::Result<Node> {
-        let t: Vec<f64> = noised.t.iter().map(|&t| f64::from(t)).collect();
         Ok(self.unet.forward(Input {
             x_t: &tape.constant(noised.x_t),
-            t: &t,
+            t: noised.t,
             labels: (self.n_classes() > 0).then_some(noised.labels),
             dropout,
         })?)
@@ -158,8 +167,14 @@ impl Model {
     /// The model as a sampler sees it, for images of these classes.
     pub fn denoiser<'a>(&'a self, labels: &'a [u32]) -> impl Denoiser + 'a {
         move |x_t: &Tensor, t: &[u32]| -> p2_diffusion::Result<Denoised> {
+            let times: Vec<f64> = t.iter().map(|&t| f64::from(t)).collect();
+            let noised = Noised {
+                x_t,
+                t: &times,
+                labels,
+            };
             let values = self
-                .predict(Noised { x_t, t, labels })
+                .predict(noised)
                 .map_err(|error| p2_diffusion::Error::Caller(error.into()))?;
             let output = NetworkOutput {
                 values: &values,
@@ -171,9 +186,8 @@ impl Model {
     }
 }
 
-/// Initial values, a function of the seed and of the parameter's place in the network.
-fn initialize(seed: u64, index: usize, init: Init, values: &mut [f32]) {
-    let mut draws = Draws::at(seed, Stream::Init, index as u64);
+/// Initial values, by the draws of the parameter's seed and place in the network.
+pub(crate) fn initialize(mut draws: Draws, init: Init, values: &mut [f32]) {
     match init {
         Init::Zeros => values.fill(0.0),
         Init::Ones => values.fill(1.0),

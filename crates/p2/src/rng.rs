@@ -27,6 +27,8 @@ pub enum Stream {
     HeldOut = 7,
     /// Pixels of a benchmark; the index is the image.
     Bench = 8,
+    /// Features of a learned uncertainty; the index is the parameter's place.
+    Uncertainty = 9,
 }
 
 /// Draws of one (seed, stream, index, lane): a counter-based ChaCha8 generator at its start.

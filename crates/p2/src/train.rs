@@ -5,18 +5,20 @@ mod dropout;
 mod gradients;
 mod held_out;
 mod learning_rate;
+mod levels;
 mod linear_denoiser;
 mod noise;
 mod observer;
 mod run;
 mod state;
+mod uncertainty;
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use candle_core::Tensor;
-use p2_diffusion::{LossTerms, Objective, TimestepDensity};
+use p2_diffusion::{LossTerms, Objective, Weighting};
 use p2_nn::tape::{OpTime, Profile};
 use p2_nn::unet::Dropout;
 use p2_nn::{AdamW, Cpu, Node, Tape, adamw};
@@ -25,15 +27,17 @@ pub use clock::{Clock, Interval, Limits};
 use dropout::RunDropout;
 use gradients::{Gradients, check_loss};
 pub use held_out::StageErrors;
+use levels::LevelDraws;
 pub use linear_denoiser::LinearDenoiser;
-use noise::{Images, LevelDraws, Noise};
+use noise::{Images, Noise};
 use observer::Observer;
 pub use run::{Outcome, Setup, train};
+use uncertainty::LearnedUncertainty;
 
 use crate::config::Run;
 use crate::data::{Batch, Loader};
 use crate::fault;
-use crate::model::{Model, Noised, recompute};
+use crate::model::{Model, Noised, objective, recompute};
 
 /// A run in memory.
 pub(crate) struct Trainer {
@@ -54,6 +58,10 @@ pub(crate) struct StepReport {
     pub(crate) t: Vec<u32>,
     /// Weighted loss per image, `[N]`.
     pub(crate) weighted: Vec<f32>,
+    /// What it was multiplied by, `[N]`, if levels are drawn by importance.
+    pub(crate) importance: Option<Vec<f64>>,
+    /// Unweighted error on the prediction per image, `[N]`.
+    pub(crate) mse: Vec<f32>,
     /// Unweighted error on the noise per image, `[N]`.
     pub(crate) mse_eps: Vec<f32>,
     /// Variational term in bits per image, `[N]`, if the variance is learned.
@@ -71,11 +79,8 @@ impl Trainer {
     pub(crate) fn new(run: Run, clock: Clock, cpu: Cpu) -> anyhow::Result<Self> {
         let model = Model::new(&run, cpu)?;
         Ok(Self {
-            objective: model.objective(&run)?,
-            levels: LevelDraws {
-                density: TimestepDensity::new(run.loss.density, model.schedule())?,
-                strata: run.loss.strata,
-            },
+            objective: learning_objective(&run, model.cpu())?,
+            levels: LevelDraws::new(&run)?,
             optimizer: AdamW::new(model.params(), cpu)?,
             model,
             run,
@@ -130,25 +135,36 @@ impl Trainer {
     pub(crate) fn step(&mut self, batch: &Batch) -> anyhow::Result<StepReport> {
         let mut gradients = Gradients::zero(self.model.params());
         let mut report = StepReport::empty();
-        let n = batch.n_images();
+        let (n, schedule) = (batch.n_images(), self.objective.schedule());
         for first in (0..n).step_by(self.run.train.micro_batch_size) {
             let n_part = self.run.train.micro_batch_size.min(n - first);
             let noise = self.noise(batch.first_image_idx + first as u64, n_part)?;
-            let Images { x0, x_t } = noise.add_to(batch.pixels_of(first, n_part), &self.model)?;
-            let output = self.record(batch, first, &x_t, &noise.t)?;
+            let Images { x0, x_t } = noise.add_to(batch.pixels_of(first, n_part), schedule)?;
+            let times = self.levels.times(&noise.t);
+            let output = self.record(batch, first, &x_t, &times)?;
             let leaf = output.leaf()?;
             let loss = self.objective.loss(&leaf, &x0, &noise.eps, &noise.t)?;
             let files = &batch.files[first..first + n_part];
-            let levels = self.model.schedule().log_snr();
-            check_loss(&loss, &noise.t, levels, files, self.clock.step + 1)?;
+            let levels = (noise.t.as_slice(), times.as_slice());
+            check_loss(
+                &loss,
+                levels,
+                schedule.log_snr(),
+                files,
+                self.clock.step + 1,
+            )?;
+            let importance = self.levels.importance(&noise.t)?;
             // Each image counts the same, however many share its micro-batch.
-            let mean = (loss.weighted.sum_all()? / n as f64)?;
+            let mean = (sum(&loss.weighted, importance.as_deref())? / n as f64)?;
             gradients.add(output.backward_from(&leaf, &mean)?)?;
             let profile = output.tape().profile();
             profile.iter().for_each(|&op| self.profile.add(op));
-            report.extend(&loss, noise.t)?;
+            report.extend(&loss, noise.t, importance)?;
         }
-        report.grad_norm = gradients.checked_norm(&report.t, &batch.files, self.clock.step + 1)?;
+        self.objective.learn(&report.t, &report.mse)?;
+        self.levels.learn(&report.t, &report.weighted)?;
+        let times = self.levels.times(&report.t);
+        report.grad_norm = gradients.checked_norm(&times, &batch.files, self.clock.step + 1)?;
         report.lr = learning_rate::at(&self.run, self.clock.images_seen);
         let started = self.op_clock.map(|clock| clock());
         self.optimizer
@@ -165,7 +181,7 @@ impl Trainer {
     }
 
     /// The network's output for the noised images of a batch from `first` on, recorded.
-    fn record(&self, batch: &Batch, first: usize, x_t: &Tensor, t: &[u32]) -> anyhow::Result<Node> {
+    fn record(&self, batch: &Batch, first: usize, x_t: &Tensor, t: &[f64]) -> anyhow::Result<Node> {
         let noised = Noised {
             x_t,
             t,
@@ -214,10 +230,12 @@ impl Trainer {
 
 impl StepReport {
     fn empty() -> Self {
-        let (t, weighted, mse_eps) = (vec![], vec![], vec![]);
+        let (t, weighted, mse, mse_eps) = (vec![], vec![], vec![], vec![]);
         Self {
             t,
             weighted,
+            importance: None,
+            mse,
             mse_eps,
             vb: None,
             grad_norm: 0.0,
@@ -226,15 +244,43 @@ impl StepReport {
         }
     }
 
-    fn extend(&mut self, loss: &LossTerms, t: Vec<u32>) -> anyhow::Result<()> {
+    fn extend(
+        &mut self,
+        loss: &LossTerms,
+        t: Vec<u32>,
+        importance: Option<Vec<f64>>,
+    ) -> anyhow::Result<()> {
         self.weighted.extend(values(&loss.weighted)?);
+        self.mse.extend(values(&loss.mse)?);
         self.mse_eps.extend(values(&loss.mse_eps)?);
         if let Some(vb) = &loss.vb {
             self.vb.get_or_insert_default().extend(values(vb)?);
         }
+        if let Some(importance) = importance {
+            self.importance.get_or_insert_default().extend(importance);
+        }
         self.t.extend(t);
         Ok(())
     }
+}
+
+/// What a run minimizes, with the state of a weighting that learns.
+fn learning_objective(run: &Run, cpu: Cpu) -> anyhow::Result<Objective> {
+    let objective = objective(&run.loss, &run.diffusion)?;
+    let Weighting::LearnedUncertainty { n_features, lr, .. } = run.loss.weighting else {
+        return Ok(objective);
+    };
+    let learned = LearnedUncertainty::new(n_features, lr, run.train.seed, cpu)?;
+    Ok(objective.with_stateful(Box::new(learned)))
+}
+
+/// The sum over images, `[N]` to `[]`, each multiplied by a factor if there are factors.
+fn sum(losses: &Tensor, factors: Option<&[f64]>) -> anyhow::Result<Tensor> {
+    let Some(factors) = factors else {
+        return Ok(losses.sum_all()?);
+    };
+    let factors = Tensor::from_slice(factors, losses.shape(), losses.device())?;
+    Ok((losses * factors.to_dtype(losses.dtype())?)?.sum_all()?)
 }
 
 /// The numbers of a `[N]` tensor.

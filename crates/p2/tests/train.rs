@@ -11,6 +11,8 @@ mod train {
     mod fault;
     /// Folders with images that cannot be used.
     mod images;
+    /// Losses that learn.
+    mod learning;
     /// What the program says about images, folders and runs that it cannot use.
     mod message;
     /// Every value of every option.

@@ -1,20 +1,13 @@
 //! Which weightings make sense, and with which predictions.
 
 use super::Weighting;
-use crate::{Error, NoiseLevel, NoiseSchedule, Prediction, Result};
+use crate::constant::{self, Constant};
+use crate::{Error, NoiseLevel, NoiseSchedule, Prediction, Result, flow};
 
 impl Weighting {
     /// Refuses constants that no formula is meant for, and raw kinds for predictions that their program lacks.
     pub(crate) fn check(self, prediction: Prediction) -> Result<()> {
-        for (name, value, is_allowed, expected) in self.constants() {
-            if !is_allowed {
-                return Err(Error::Constant {
-                    name,
-                    value,
-                    expected,
-                });
-            }
-        }
+        constant::check(self.constants())?;
         let is_known = match self {
             Self::DiffusersVMinSnr { .. } | Self::KohyaDebiasedV {} => prediction == Prediction::V,
             Self::OnetrainerP2 { .. } => prediction != Prediction::X0,
@@ -27,35 +20,42 @@ impl Weighting {
         }
     }
 
-    /// Name and value of each constant, whether it is allowed, and what is.
-    fn constants(self) -> Vec<(&'static str, f64, bool, &'static str)> {
-        let any = |name, value: f64| (name, value, value.is_finite(), "a finite number");
-        let size = |name, value: f64| {
-            let is_allowed = value >= 0.0 && value.is_finite();
-            (name, value, is_allowed, "a finite number of at least 0")
-        };
-        let positive = |name, value: f64| {
-            let is_allowed = value > 0.0 && value.is_finite();
-            (name, value, is_allowed, "a finite number above 0")
-        };
+    fn constants(self) -> Vec<Constant> {
         match self {
             Self::P2 { k, gamma } | Self::P2Raw { k, gamma } => {
-                vec![size("k", k), size("gamma", gamma)]
+                vec![Constant::size("k", k), Constant::size("gamma", gamma)]
             }
-            Self::P2Scaled { k, gamma, s } => vec![size("k", k), any("gamma", gamma), any("s", s)],
+            Self::P2Scaled { k, gamma, s } => vec![
+                Constant::size("k", k),
+                Constant::any("gamma", gamma),
+                Constant::any("s", s),
+            ],
             Self::MinSnr { gamma }
             | Self::MaxSnr { gamma }
             | Self::SoftMinSnr { gamma }
-            | Self::DiffusersVMinSnr { gamma } => vec![positive("gamma", gamma)],
-            Self::OnetrainerP2 { gamma } => vec![size("gamma", gamma)],
-            Self::Edm { sigma_data } => vec![positive("sigma_data", sigma_data)],
-            Self::Sigmoid { bias } => vec![any("bias", bias)],
-            Self::FlowLogitNormal { mean, std } => vec![any("mean", mean), positive("std", std)],
-            Self::FlowMode { scale } => {
-                let most = 2.0 / (std::f64::consts::PI - 2.0);
-                let is_allowed = (-1.0..=most).contains(&scale);
-                vec![("scale", scale, is_allowed, "-1 to 2 / (pi - 2)")]
+            | Self::DiffusersVMinSnr { gamma } => vec![Constant::positive("gamma", gamma)],
+            Self::OnetrainerP2 { gamma } => vec![Constant::size("gamma", gamma)],
+            Self::Edm { sigma_data } => vec![Constant::positive("sigma_data", sigma_data)],
+            Self::LearnedUncertainty {
+                sigma_data,
+                n_features,
+                lr,
+            } => vec![
+                Constant::positive("sigma_data", sigma_data),
+                Constant::count("n_features", n_features, 1, "1 to 65536"),
+                Constant::positive("lr", lr),
+            ],
+            Self::AdaptiveBuckets {
+                n_buckets,
+                min_log_snr,
+                max_log_snr,
+                beta,
+            } => bucket_constants(n_buckets, [min_log_snr, max_log_snr], beta),
+            Self::Sigmoid { bias } => vec![Constant::any("bias", bias)],
+            Self::FlowLogitNormal { mean, std } => {
+                vec![Constant::any("mean", mean), Constant::positive("std", std)]
             }
+            Self::FlowMode { scale } => vec![flow::mode_scale(scale)],
             Self::Simple {}
             | Self::Vlb {}
             | Self::VlbContinuous {}
@@ -69,6 +69,22 @@ impl Weighting {
             | Self::KohyaDebiasedV {} => Vec::new(),
         }
     }
+}
+
+fn bucket_constants(n_buckets: usize, [min, max]: [f64; 2], beta: f64) -> Vec<Constant> {
+    let rises = max > min && max.is_finite();
+    let is_share = (0.0..1.0).contains(&beta);
+    vec![
+        Constant::count("n_buckets", n_buckets, 2, "2 to 65536"),
+        Constant::any("min_log_snr", min),
+        Constant::that(
+            "max_log_snr",
+            max,
+            rises,
+            "a finite number above min_log_snr",
+        ),
+        Constant::that("beta", beta, is_share, "0 up to but not 1"),
+    ]
 }
 
 /// The weight on the target's squared error for each timestep, checked to survive the cast to f32.
@@ -92,7 +108,7 @@ pub(crate) fn target_weights(
 }
 
 /// Why a weight cannot be used, if so. 0 can: it leaves a level out.
-fn defect(weight: f64) -> Option<&'static str> {
+pub(crate) fn defect(weight: f64) -> Option<&'static str> {
     if weight.is_nan() {
         Some("not a finite number")
     } else if weight.is_infinite() {

@@ -2,9 +2,9 @@
 
 use std::f64::consts::LN_2;
 
-use super::{Weighting, flow};
+use super::Weighting;
 use crate::level::{log_add_exp, softplus};
-use crate::{ErrorUnit, NoiseLevel};
+use crate::{ErrorUnit, NoiseLevel, flow};
 
 /// SNR beyond which kohya's and OneTrainer's debiased weights stay what they are.
 const MOST_SNR: f64 = 1000.0;
@@ -14,7 +14,7 @@ impl Weighting {
     pub(super) fn log_weight_eps(self, level: NoiseLevel) -> f64 {
         let l = level.bounded_log_snr();
         match self {
-            Self::Simple {} => 0.0,
+            Self::Simple {} | Self::AdaptiveBuckets { .. } => 0.0,
             // x * 0 is 0, so that gamma = 0 is Simple to the last bit.
             Self::P2 { k, gamma } | Self::P2Raw { k, gamma } => -gamma * log_add_exp(k.ln(), l),
             Self::P2Scaled { k, gamma, s } => -gamma * log_add_exp(k.ln(), s * l),
@@ -28,7 +28,9 @@ impl Weighting {
             Self::VUniform {} => softplus(-l),
             Self::X0Uniform {} => -l,
             Self::Debiased {} => -0.5 * l,
-            Self::Edm { sigma_data } => softplus(-(l + 2.0 * sigma_data.ln())),
+            Self::Edm { sigma_data } | Self::LearnedUncertainty { sigma_data, .. } => {
+                softplus(-(l + 2.0 * sigma_data.ln()))
+            }
             Self::Sigmoid { bias } => (-level.dlog_snr_dt()).ln() - LN_2 - softplus(l - bias),
             Self::FlowLogitNormal { mean, std } => {
                 on_u(flow::log_logit_normal(mean, std, l), level)

@@ -152,3 +152,32 @@ fn constants_without_meaning_are_refused() -> Result<()> {
     assert!(matches!(refused, Err(Error::NoObjective { .. })));
     Ok(())
 }
+
+/// The densities of a straight path's time, by the formulas that they are drawn with.
+#[test]
+fn densities_of_the_time_are_those_of_their_draws() -> Result<()> {
+    let schedule = NoiseSchedule::karras(20_000, [1e-4, 1e4], 7.0)?;
+    let at = |density, u: f64| -> Result<f64> {
+        let t = TimestepDensity::new(density, &schedule)?.timestep(u)?;
+        // On a straight path the ratio of noise to signal is t / (1 - t).
+        Ok(1.0 / (1.0 + (0.5 * schedule.log_snr()[t as usize]).exp()))
+    };
+    for u in [0.1, 0.3, 0.5, 0.8, 0.95] {
+        for scale in [-0.9, 0.0, 1.29] {
+            // Time falls with this u, timesteps rise with that of `timestep`.
+            let mirrored = 1.0 - u;
+            let bent = (std::f64::consts::FRAC_PI_2 * mirrored).cos().powi(2) - 1.0 + mirrored;
+            let expected = 1.0 - mirrored - scale * bent;
+            let got = at(Density::FlowMode { scale }, u)?;
+            check_absolute("mode", &[got], &[expected], 2e-3);
+        }
+        let expected = 1.0 - 1.0 / ((std::f64::consts::FRAC_PI_2 * u).tan() + 1.0);
+        check_absolute("cosmap", &[at(Density::FlowCosmap, u)?], &[expected], 2e-3);
+    }
+    let refused = TimestepDensity::new(Density::FlowMode { scale: 1.8 }, &schedule);
+    assert!(matches!(
+        refused,
+        Err(Error::Constant { name: "scale", .. })
+    ));
+    Ok(())
+}

@@ -10,5 +10,6 @@ mod mistakes; // of other trainers, which are not made
 mod numbers; // numbers of the paper's schedules and weights
 mod samplers; // closed forms on Gaussian data
 mod schedules; // schedules given by their log-SNR
+mod stateful; // weightings and densities that learn
 mod support; // inputs and comparisons
 mod weights; // targets, exchange rates, weightings

@@ -1,6 +1,9 @@
 //! Schedules given by their log-SNR, and changes of one.
 
-use p2_diffusion::{Error, NoiseSchedule, Objective, Prediction, Result, Variance, Weighting};
+use p2_diffusion::{
+    Density, EffectiveObjective, Error, NoiseSchedule, Objective, Prediction, Result, Stage,
+    TimestepDensity, Variance, Weighting,
+};
 
 use crate::support::{check, check_absolute};
 
@@ -81,6 +84,35 @@ fn zero_terminal_snr_keeps_the_first_level() -> Result<()> {
         Err(Error::ZeroSnr { t: 999 })
     ));
     assert!(objective(Prediction::V).is_ok() && objective(Prediction::X0).is_ok());
+    Ok(())
+}
+
+#[test]
+fn a_refined_schedule_passes_through_its_timesteps() -> Result<()> {
+    for schedule in [
+        NoiseSchedule::linear(100)?,
+        NoiseSchedule::cosine(100)?,
+        NoiseSchedule::cosine(100)?.with_zero_terminal_snr()?,
+    ] {
+        let fine = schedule.refined(10)?;
+        assert_eq!(fine.n_timesteps(), 991);
+        for t in 0..100 {
+            assert_eq!(fine.alpha_bar()[10 * t], schedule.alpha_bar()[t], "t = {t}");
+        }
+        let log_snr = fine.log_snr();
+        assert!(log_snr.windows(2).all(|pair| pair[0] > pair[1]));
+        let middle = 0.5 * (schedule.log_snr()[40] + schedule.log_snr()[41]);
+        check_absolute("between", &[log_snr[405]], &[middle], 1e-9);
+        // What is minimized stays what it was.
+        let p2 = Weighting::P2 { k: 1.0, gamma: 1.0 };
+        let peak = |schedule: &NoiseSchedule| -> Result<f64> {
+            let density = TimestepDensity::new(Density::Uniform, schedule)?;
+            let objective = EffectiveObjective::new(schedule, &density, |l| p2.weight_eps(l))?;
+            Ok(objective.share(Stage::Content))
+        };
+        check_absolute("content", &[peak(&fine)?], &[peak(&schedule)?], 0.01);
+    }
+    assert!(NoiseSchedule::linear(100)?.refined(1)? == NoiseSchedule::linear(100)?);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod density;
 mod diffusion;
+mod lint;
 mod loss;
 
 use std::fmt::Display;
@@ -36,7 +37,7 @@ pub(super) fn check(config: &RunConfig) -> Result<Vec<String>, Violation> {
     check_model(&config.model, config.data.image_size)?;
     diffusion::check(&config.diffusion)?;
     density::check(&config.loss, &config.diffusion)?;
-    let warnings = loss::check(&config.loss, &config.diffusion)?;
+    let objective = loss::check(&config.loss, &config.diffusion)?;
     check_optim(&config.optim, &config.train)?;
     ensure(
         config.ema.halflife_images.0 > 0,
@@ -52,7 +53,7 @@ pub(super) fn check(config: &RunConfig) -> Result<Vec<String>, Violation> {
     )?;
     check_train(&config.train)?;
     check_sample(&config.sample, config)?;
-    Ok(warnings)
+    Ok(lint::lint(config, &objective))
 }
 
 fn ensure(

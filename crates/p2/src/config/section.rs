@@ -128,8 +128,10 @@ pub enum TimeConditioning {
 pub struct Diffusion {
     /// How the noise grows with t.
     pub schedule: Schedule,
-    /// Number of noise levels T of training.
+    /// Number of timesteps T.
     pub n_timesteps: usize,
+    /// Whether there are noise levels between timesteps.
+    pub time: Time,
     /// What the network predicts.
     pub prediction: Prediction,
     /// The variance of the reverse process.
@@ -183,6 +185,16 @@ pub enum Schedule {
     },
 }
 
+/// Whether there are noise levels between timesteps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Time {
+    /// No: the network is trained at timesteps alone (Ho et al. 2020).
+    Discrete,
+    /// Yes: it is trained at any time, 100 levels for each timestep (Kingma et al. 2021).
+    Continuous,
+}
+
 /// What the network predicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -217,6 +229,8 @@ pub struct Loss {
     pub density: p2_diffusion::Density,
     /// Images of the run per block in which noise levels are spread evenly; with 1 each is drawn alone.
     pub strata: u64,
+    /// Draw every second image's level as far from one end as the level before it is from the other.
+    pub antithetic: bool,
 }
 
 /// `[optim]`: AdamW (Loshchilov and Hutter 2019) and its learning rate.

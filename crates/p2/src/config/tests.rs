@@ -110,6 +110,7 @@ fn written_toml_looks_like_a_preset() {
         [diffusion]
         schedule = "linear"
         n_timesteps = 1000
+        time = "discrete"
         prediction = "eps"
         variance = "learned-range"
 
@@ -117,6 +118,7 @@ fn written_toml_looks_like_a_preset() {
         weighting = { kind = "simple" }
         density = "uniform"
         strata = 1
+        antithetic = false
 
         [optim]
         lr = 0.0005

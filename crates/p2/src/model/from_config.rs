@@ -1,6 +1,6 @@
 //! From the words of a configuration to the types of the engine.
 
-use p2_diffusion::{NoiseSchedule, Objective, Prediction, Variance};
+use p2_diffusion::{Density, NoiseSchedule, Objective, Prediction, Variance};
 use p2_nn::unet::{Heads, Order, Resample, TimeConditioning};
 use p2_nn::{Precision, Recompute, UNetConfig};
 
@@ -60,6 +60,32 @@ pub(crate) fn schedule(diffusion: &section::Diffusion) -> p2_diffusion::Result<N
     named_schedule(&diffusion.schedule, diffusion.n_timesteps)
 }
 
+/// Noise levels of training for each timestep.
+pub(crate) fn levels_per_timestep(diffusion: &section::Diffusion) -> usize {
+    match diffusion.time {
+        section::Time::Discrete => 1,
+        section::Time::Continuous => 100,
+    }
+}
+
+/// The levels that a network is trained at.
+pub(crate) fn training_schedule(
+    diffusion: &section::Diffusion,
+) -> p2_diffusion::Result<NoiseSchedule> {
+    schedule(diffusion)?.refined(levels_per_timestep(diffusion))
+}
+
+/// How often the levels of [`training_schedule`] are drawn.
+pub(crate) fn training_density(loss: &section::Loss, diffusion: &section::Diffusion) -> Density {
+    match loss.density {
+        Density::Speed { n_first, ratio } => Density::Speed {
+            n_first: n_first * levels_per_timestep(diffusion),
+            ratio,
+        },
+        density => density,
+    }
+}
+
 fn named_schedule(schedule: &section::Schedule, n: usize) -> p2_diffusion::Result<NoiseSchedule> {
     match schedule {
         section::Schedule::Linear => NoiseSchedule::linear(n),
@@ -107,7 +133,7 @@ pub(crate) fn objective(
     diffusion: &section::Diffusion,
 ) -> p2_diffusion::Result<Objective> {
     Objective::new(
-        &schedule(diffusion)?,
+        &training_schedule(diffusion)?,
         prediction(diffusion.prediction),
         variance(diffusion.variance),
         loss.weighting,

@@ -49,7 +49,7 @@ impl Gradients {
     /// the batch.
     pub(super) fn checked_norm(
         &self,
-        t: &[u32],
+        t: &[f64],
         files: &[Arc<str>],
         step: u64,
     ) -> anyhow::Result<f64> {
@@ -100,7 +100,7 @@ fn square_norm(tensor: &Tensor) -> anyhow::Result<f64> {
 /// Names the step and, for each such image, noise level and file.
 pub(super) fn check_loss(
     loss: &LossTerms,
-    t: &[u32],
+    (t, times): (&[u32], &[f64]),
     log_snr: &[f64],
     files: &[Arc<str>],
     step: u64,
@@ -111,13 +111,11 @@ pub(super) fn check_loss(
     }
     let broken: Vec<String> = weighted
         .iter()
-        .zip(t.iter().zip(files))
+        .zip(t.iter().zip(times).zip(files))
         .filter(|(loss, _)| !loss.is_finite())
-        .map(|(loss, (&t, file))| {
-            format!(
-                "{loss} at t = {t} (log-SNR {:.2}) for {file}",
-                log_snr[t as usize]
-            )
+        .map(|(loss, ((&t, time), file))| {
+            let log_snr = log_snr[t as usize];
+            format!("{loss} at t = {time} (log-SNR {log_snr:.2}) for {file}")
         })
         .collect();
     if broken.is_empty() {

@@ -98,10 +98,11 @@ fn errors(
         Draws::at_lane(SEED, Stream::HeldOut, images[i] as u64, lane)
     })?;
     let noise = Noise { t, eps };
-    let Images { x0, x_t } = noise.add_to(&pixels, model)?;
+    let Images { x0, x_t } = noise.add_to(&pixels, model.schedule())?;
+    let times: Vec<f64> = noise.t.iter().map(|&t| f64::from(t)).collect();
     let noised = Noised {
         x_t: &x_t,
-        t: &noise.t,
+        t: &times,
         labels: &labels,
     };
     let output = model.predict(noised)?;

@@ -29,7 +29,7 @@ pub(crate) struct Observer<'a> {
     pub(super) dataset: Arc<Dataset>,
     /// A second network that holds the averaged weights when they are looked at.
     pub(super) averaged: Model,
-    /// What images, held-out losses and their mark are computed with, unweighted.
+    /// What held-out losses are computed with.
     pub(super) objective: Objective,
     /// `None` if there are no held-out losses.
     pub(super) linear: Option<Fitting>,
@@ -81,7 +81,16 @@ impl Means {
         self.n_steps += 1;
         self.seconds += report.seconds;
         let sum = |values: &[f32]| values.iter().copied().map(f64::from).sum::<f64>();
-        self.weighted += sum(&report.weighted);
+        self.weighted += match &report.importance {
+            None => sum(&report.weighted),
+            Some(factors) => {
+                let losses = report.weighted.iter().copied().map(f64::from);
+                losses
+                    .zip(factors)
+                    .map(|(loss, factor)| loss * factor)
+                    .sum()
+            }
+        };
         self.vb += report.vb.as_deref().map_or(0.0, sum);
         self.grad_norm += report.grad_norm;
         for (&t, &mse_eps) in report.t.iter().zip(&report.mse_eps) {
@@ -167,7 +176,7 @@ impl Observer<'_> {
     ) -> anyhow::Result<()> {
         let train = &trainer.run.train;
         let clock = trainer.clock;
-        let schedule = trainer.model.schedule();
+        let schedule = trainer.objective.schedule();
         self.interval.add(report, |t| {
             let stages = Stage::ALL
                 .iter()

@@ -89,9 +89,10 @@ pub fn train(
     let mut loader = open_loader(&run, &dataset, clock, setup.cpu)?;
     let mut trainer = Trainer::new(run, clock, setup.cpu)?;
     if let Some(found) = &found {
-        trainer
+        let afresh = trainer
             .restore(found)
             .with_context(|| format!("cannot continue {}", found.path.display()))?;
+        afresh.iter().for_each(|text| printer.note(text));
     }
     let limits = limits(clock);
     let saved_at = found.map(|found| found.state.position.images_seen);
@@ -270,7 +271,7 @@ impl<'a> Observer<'a> {
             printer,
             run_dir,
             dataset: Arc::clone(dataset),
-            objective: averaged.objective(&trainer.run)?,
+            objective: averaged.unweighted()?,
             averaged,
             linear: is_measured.then(|| Fitting::start(dataset)).transpose()?,
             metrics: Metrics::open(&run_dir.metrics(), from)?,

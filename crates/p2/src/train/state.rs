@@ -1,7 +1,10 @@
 //! A run as files: weights, averaged weights and moments, and back.
 
+use anyhow::Context as _;
+use p2_diffusion::{LossHistory, StateTensor, StatefulWeighting};
+
 use super::Trainer;
-use crate::checkpoint::{Found, StoredTensors, TensorFile};
+use crate::checkpoint::{Found, NamedTensor, StoredTensors, TensorFile};
 use crate::model::file::{
     ema_file_name, load_params, named_tensors, reference_values, tensor_file,
 };
@@ -10,6 +13,12 @@ use crate::problem::Problem;
 /// The files of a checkpoint besides the averaged weights.
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// What the loss has learned; only of a run whose loss learns.
+const LOSS: &str = "loss.safetensors";
+
+/// Prefixes there.
+const WEIGHTING: &str = "weighting.";
+const DENSITY: &str = "density.";
 
 /// The optimizer's moments, by the names that PyTorch gives them.
 const EXP_AVG: &str = "exp_avg.";
@@ -31,7 +40,7 @@ impl Trainer {
             named_tensors(EXP_AVG, params, slices(|state| &state.exp_avg))?,
             named_tensors(EXP_AVG_SQ, params, slices(|state| &state.exp_avg_sq))?,
         ];
-        Ok(vec![
+        let mut files = vec![
             tensor_file(MODEL, &metadata, params, weights.iter().map(Vec::as_slice))?,
             tensor_file(
                 self.ema_file(),
@@ -44,11 +53,39 @@ impl Trainer {
                 metadata: None,
                 tensors: moments.concat(),
             },
-        ])
+        ];
+        files.extend(self.loss_file()?);
+        Ok(files)
     }
 
-    /// Takes up a run where a checkpoint left it.
-    pub(super) fn restore(&mut self, found: &Found) -> anyhow::Result<()> {
+    /// What the loss has learned, and by which weighting.
+    fn loss_file(&self) -> anyhow::Result<Option<TensorFile<'static>>> {
+        let weighting = self.objective.stateful().map(StatefulWeighting::state);
+        let density = self.levels.history().map(LossHistory::state);
+        let parts = [(WEIGHTING, weighting.transpose()?), (DENSITY, density)];
+        let tensors: Vec<_> = parts
+            .into_iter()
+            .flat_map(|(prefix, state)| {
+                let parts = state.into_iter().flatten();
+                parts.map(move |part| NamedTensor {
+                    name: format!("{prefix}{}", part.name),
+                    shape: vec![part.values.len()],
+                    values: part.values.into(),
+                })
+            })
+            .collect();
+        if tensors.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(TensorFile {
+            name: LOSS.into(),
+            metadata: Some(serde_json::to_string(&self.run.loss.weighting)?),
+            tensors,
+        }))
+    }
+
+    /// Takes up a run where a checkpoint left it; says what had to be left behind.
+    pub(super) fn restore(&mut self, found: &Found) -> anyhow::Result<Vec<String>> {
         let open = |name: &str| StoredTensors::open(&found.path.join(name));
         load_params(self.model.params(), &open(MODEL)?, "")?;
         let (averaged, moments) = (open(&self.ema_file())?, open(OPTIMIZER)?);
@@ -61,7 +98,34 @@ impl Trainer {
             state.exp_avg_sq = read(&moments, EXP_AVG_SQ)?;
             state.ema = read(&averaged, "")?;
         }
-        Ok(())
+        self.restore_loss(found)
+    }
+
+    /// What the loss had learned. A weighting that took over from another starts afresh.
+    fn restore_loss(&mut self, found: &Found) -> anyhow::Result<Vec<String>> {
+        let path = found.path.join(LOSS);
+        let stored = path
+            .exists()
+            .then(|| StoredTensors::open(&path))
+            .transpose()?;
+        let mut afresh = Vec::new();
+        if let Some(stateful) = self.objective.stateful_mut() {
+            let weighting = serde_json::to_string(&self.run.loss.weighting)?;
+            let same = stored
+                .as_ref()
+                .filter(|stored| stored.metadata() == Some(&weighting));
+            match same {
+                Some(stored) => stateful.restore(&parts(stored, WEIGHTING)?)?,
+                None => afresh.push(format!(
+                    "{weighting} has learned nothing yet: it starts afresh"
+                )),
+            }
+        }
+        if self.levels.history().is_some() {
+            let stored = stored.with_context(|| format!("{} is missing", path.display()))?;
+            self.levels.restore(&parts(&stored, DENSITY)?)?;
+        }
+        Ok(afresh)
     }
 
     /// Refuses to save what no run could go on from, so that a good checkpoint is not pruned for it.
@@ -83,4 +147,17 @@ impl Trainer {
     fn ema_file(&self) -> String {
         ema_file_name(self.run.ema.halflife_images.0)
     }
+}
+
+/// The tensors under a prefix.
+fn parts(stored: &StoredTensors, prefix: &str) -> anyhow::Result<Vec<StateTensor>> {
+    let names = stored.names().filter_map(|name| name.strip_prefix(prefix));
+    names
+        .map(|name| {
+            Ok(StateTensor {
+                name: name.to_owned(),
+                values: stored.values(&format!("{prefix}{name}"))?,
+            })
+        })
+        .collect()
 }

@@ -3,7 +3,7 @@
 use p2_diffusion::Weighting;
 
 /// One of each kind, with the constants of its source.
-pub const EXAMPLES: [Weighting; 23] = [
+pub const EXAMPLES: [Weighting; 25] = [
     Weighting::Simple {},
     Weighting::P2 { k: 1.0, gamma: 1.0 },
     Weighting::P2Scaled {
@@ -30,6 +30,17 @@ pub const EXAMPLES: [Weighting; 23] = [
     Weighting::FlowMode { scale: 1.29 },
     Weighting::FlowCosmap {},
     Weighting::FlowSigmaSqrt {},
+    Weighting::LearnedUncertainty {
+        sigma_data: 0.5,
+        n_features: 128,
+        lr: 0.001,
+    },
+    Weighting::AdaptiveBuckets {
+        n_buckets: 300,
+        min_log_snr: -10.0,
+        max_log_snr: 10.0,
+        beta: 0.99,
+    },
     Weighting::P2Raw { k: 1.0, gamma: 1.0 },
     Weighting::DiffusersVMinSnr { gamma: 5.0 },
     Weighting::OnetrainerP2 { gamma: 5.0 },
@@ -70,6 +81,10 @@ pub fn describe(weighting: Weighting) -> Description {
         Weighting::FlowMode { .. } => ("on u: density of t, mode", "Esser et al. 2024"),
         Weighting::FlowCosmap {} => ("on u: 2 / (pi (1 - 2 t + 2 t^2))", "Esser et al. 2024"),
         Weighting::FlowSigmaSqrt {} => ("on u: 1 / t^2", "Diffusers"),
+        Weighting::LearnedUncertainty { .. } => {
+            ("learns u: edm / e^u, plus u", "Karras et al. 2024")
+        }
+        Weighting::AdaptiveBuckets { .. } => ("learns 1 / mean error near l", "Stable Cascade"),
         Weighting::P2Raw { .. } => (
             "raw: P2's number on any prediction",
             "code of Choi et al. 2022",

@@ -56,10 +56,15 @@ pub fn parse(text: &str) -> Result<Weighting, Problem> {
             };
             return Err(Problem::new(format!("{what} key `{key}` in `{text}`")).hint(hint));
         }
-        let number = value
-            .parse::<f64>()
-            .ok()
-            .and_then(serde_json::Number::from_f64);
+        let real = || {
+            value
+                .parse::<f64>()
+                .ok()
+                .and_then(serde_json::Number::from_f64)
+        };
+        // A count is read from a whole number alone.
+        let whole = value.parse::<u64>().ok().map(serde_json::Number::from);
+        let number = whole.or_else(real);
         let number = number.ok_or_else(|| {
             Problem::new(format!(
                 "`{key}` in `{text}` is `{value}`, which is no finite number"

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::project::Project;
+use super::project::{Project, stderr};
 
 /// The records of two steps with these values, in which every number is finite.
 #[track_caller]
@@ -104,6 +104,36 @@ fn every_schedule_trains_and_is_like_no_other() {
     assert_eq!(seen.len(), 8, "{seen:?}");
 }
 
+/// Between timesteps there are levels of their own, for every prediction.
+#[test]
+fn continuous_time_trains_between_timesteps() {
+    let project = Project::new();
+    let planned = "train.loss:3=nan";
+    let mut seen = Vec::new();
+    for prediction in ["eps", "x0", "v"] {
+        for time in ["discrete", "continuous"] {
+            let name = format!("{prediction}-{time}");
+            let (prediction, time) = (
+                format!("diffusion.prediction={prediction}"),
+                format!("diffusion.time={time}"),
+            );
+            let assignments = [&*prediction, &*time, "diffusion.variance=fixed-small"];
+            let records = two_steps(&project, &name, &assignments);
+            seen.push(records[1]["loss/weighted"].to_string());
+            let set = assignments.iter().flat_map(|each| ["--set", each]);
+            let more: Vec<&str> = set.collect();
+            let output = project.train_until(planned, &format!("{name}-nan"), &more);
+            let said = stderr(&output);
+            let (_, t) = said.split_once("at t = ").unwrap();
+            let (t, _) = t.split_once(' ').unwrap();
+            assert_eq!(t.contains('.'), name.ends_with("continuous"), "{t}");
+        }
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 6);
+}
+
 /// What the loss of a combination depends on.
 fn objective(name: &str) -> String {
     let name = name.replace("fixed-large", "fixed-small");
@@ -135,7 +165,10 @@ fn every_network_and_optimizer_trains_and_is_like_no_other() {
         "loss.density={logit-normal={mean=0.0,std=1.0}}",
         "loss.density={laplace={mean=0.0,scale=0.5}}",
         "loss.density={speed={n_first=700,ratio=5.0}}",
+        "loss.density={flow-mode={scale=1.29}}",
+        "loss.density=flow-cosmap",
         "loss.strata=4",
+        "loss.antithetic=true",
         "optim.decay=linear",
         "optim.decay=none",
         "optim.max_grad_norm=0",

@@ -45,6 +45,76 @@ fn every_weighting_trains_on_the_bundled_images() {
     assert_eq!(seen.len(), catalog::EXAMPLES.len() - 2, "{seen:?}");
 }
 
+/// A key that is read and then forgotten would leave the losses as they were.
+#[test]
+fn every_key_of_every_weighting_changes_the_loss() {
+    let project = Project::new();
+    let mut n_runs = 0;
+    let mut losses = |weighting: &Value, more: &[&str]| -> Vec<String> {
+        n_runs += 1;
+        let (out, weighting) = (format!("run-{n_runs}"), toml_from(weighting));
+        let weighting = format!("loss.weighting={weighting}");
+        let set = ["--set", &weighting, "--max-images", "60"];
+        let prediction = ["--set", "diffusion.prediction=v"];
+        project.finish(&out, &[&set[..], &prediction, more].concat());
+        let records = project.metrics(&out).into_iter();
+        records
+            .map(|record| record["loss/weighted"].to_string())
+            .collect()
+    };
+    let mut n_keys = 0;
+    for example in catalog::EXAMPLES {
+        let mut before = serde_json::to_value(example).unwrap();
+        if before["kind"] == "adaptive-buckets" {
+            // Few images would hardly meet again in one of 300 buckets.
+            before["n_buckets"] = 4.into();
+        }
+        let keys: Vec<String> = before.as_object().unwrap().keys().cloned().collect();
+        let before_losses = losses(&before, &[]);
+        for key in keys.iter().filter(|key| *key != "kind") {
+            let mut after = before.clone();
+            after[key] = match before[key].as_u64() {
+                Some(count) => (count + 1).into(),
+                None => (0.8 * before[key].as_f64().unwrap() + 0.07).into(),
+            };
+            assert_ne!(before_losses, losses(&after, &[]), "{before}: {key}");
+            n_keys += 1;
+        }
+    }
+    assert_eq!(n_keys, 24);
+    // The same for how levels are drawn.
+    let simple = serde_json::json!({ "kind": "simple" });
+    let mut seen = BTreeSet::from([losses(&simple, &[])]);
+    for draws in DRAWS {
+        let assignments = draws.split(' ').chain(["diffusion.n_timesteps=21"]);
+        let more: Vec<&str> = assignments.flat_map(|each| ["--set", each]).collect();
+        assert!(seen.insert(losses(&simple, &more)), "{draws}");
+    }
+}
+
+/// Ways to draw 21 levels, no two of which are the same. A history of losses is full after 21 images.
+const DRAWS: [&str; 19] = [
+    "loss.strata=1",
+    "loss.strata=2",
+    "loss.strata=4",
+    "loss.antithetic=true",
+    "loss.density={log-normal={mean=-1.2,std=1.2}}",
+    "loss.density={log-normal={mean=-0.9,std=1.2}}",
+    "loss.density={log-normal={mean=-1.2,std=0.9}}",
+    "loss.density={laplace={mean=0.0,scale=0.5}}",
+    "loss.density={laplace={mean=0.5,scale=0.5}}",
+    "loss.density={laplace={mean=0.0,scale=1.5}}",
+    "loss.density={flow-mode={scale=1.29}}",
+    "loss.density={flow-mode={scale=0.81}}",
+    "loss.density=flow-cosmap",
+    "loss.density={speed={n_first=14,ratio=5.0}}",
+    "loss.density={speed={n_first=10,ratio=5.0}}",
+    "loss.density={speed={n_first=14,ratio=2.0}}",
+    "loss.strata=21",
+    "loss.strata=21 loss.density={loss-second-moment={n_history=1,uniform=0.5}}",
+    "loss.strata=21 loss.density={loss-second-moment={n_history=1,uniform=0.01}}",
+];
+
 /// The unweighted held-out error goes on where it was when another weighting takes over.
 #[test]
 fn a_weighting_may_take_over_from_another() {

@@ -2,9 +2,9 @@
 
 use p2_diffusion::{Density, TimestepDensity};
 
-use super::{Violation, ensure};
-use crate::config::section::{Diffusion, Loss};
-use crate::model::schedule;
+use super::{Violation, because, ensure};
+use crate::config::section::{Diffusion, Loss, Time};
+use crate::model::{training_density, training_schedule};
 
 /// Beyond this, a typing error is likelier than a wish.
 const MAX_STRATA: u64 = 1 << 20;
@@ -18,6 +18,24 @@ pub(super) fn check(loss: &Loss, diffusion: &Diffusion) -> Result<(), Violation>
         loss.strata,
         allowed,
     )?;
+    ensure(
+        !loss.antithetic || loss.strata == 1 || loss.strata.is_multiple_of(2),
+        "loss.strata",
+        loss.strata,
+        "1 or an even number with loss.antithetic",
+    )
+    .map_err(because("a block holds whole pairs of images"))?;
+    if let Density::LossSecondMoment { .. } = loss.density {
+        ensure(
+            diffusion.time == Time::Discrete,
+            "loss.density",
+            "loss-second-moment",
+            "one that remembers nothing, with diffusion.time = \"continuous\"",
+        )
+        .map_err(because(
+            "no level between timesteps is drawn often enough to be remembered",
+        ))?;
+    }
     if let Density::Speed { n_first, .. } = loss.density {
         let n_timesteps = diffusion.n_timesteps;
         ensure(
@@ -27,8 +45,8 @@ pub(super) fn check(loss: &Loss, diffusion: &Diffusion) -> Result<(), Violation>
             format!("n_first from 1 to {}", n_timesteps - 1),
         )?;
     }
-    let density =
-        schedule(diffusion).and_then(|schedule| TimestepDensity::new(loss.density, &schedule));
+    let density = training_schedule(diffusion)
+        .and_then(|schedule| TimestepDensity::new(training_density(loss, diffusion), &schedule));
     let Err(error) = density else {
         return Ok(());
     };

@@ -1,8 +1,11 @@
 //! Which noise schedules are allowed.
 
 use super::{MAX_TIMESTEPS, Violation, because, ensure};
-use crate::config::section::{Diffusion, Schedule};
-use crate::model::schedule;
+use crate::config::section::{Diffusion, Schedule, Time, Variance};
+use crate::model::training_schedule;
+
+/// Timesteps with levels between them.
+const MAX_CONTINUOUS: usize = 10_000;
 
 /// Checks that the schedule has enough levels, and that noise grows along them.
 pub(super) fn check(diffusion: &Diffusion) -> Result<(), Violation> {
@@ -16,7 +19,10 @@ pub(super) fn check(diffusion: &Diffusion) -> Result<(), Violation> {
         allowed,
     )
     .map_err(because(reason))?;
-    let Err(error) = schedule(diffusion) else {
+    if diffusion.time == Time::Continuous {
+        check_continuous(diffusion)?;
+    }
+    let Err(error) = training_schedule(diffusion) else {
         return Ok(());
     };
     Err(Violation {
@@ -25,6 +31,27 @@ pub(super) fn check(diffusion: &Diffusion) -> Result<(), Violation> {
         allowed: format!("a schedule whose noise grows with t: {error}"),
         because: None,
     })
+}
+
+/// Between two timesteps there is no step of the sampler.
+fn check_continuous(diffusion: &Diffusion) -> Result<(), Violation> {
+    ensure(
+        diffusion.variance != Variance::LearnedRange,
+        "diffusion.variance",
+        "learned-range",
+        "fixed-small or fixed-large, with diffusion.time = \"continuous\"",
+    )
+    .map_err(because(
+        "a learned variance is that of a step from timestep to timestep",
+    ))?;
+    let n = diffusion.n_timesteps;
+    ensure(
+        n <= MAX_CONTINUOUS,
+        "diffusion.n_timesteps",
+        n,
+        format!("at most {MAX_CONTINUOUS} with diffusion.time = \"continuous\""),
+    )
+    .map_err(because("each timestep has 100 levels then"))
 }
 
 /// How few levels a schedule can have, and why.

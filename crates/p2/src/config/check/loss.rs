@@ -1,20 +1,18 @@
 //! Which losses are allowed, and why some are refused.
 
-use p2_diffusion::{Error, Weighting};
+use p2_diffusion::{Error, Objective, Weighting};
 
 use super::{Violation, because, ensure, is_positive, is_size};
 use crate::config::section::{Diffusion, Loss};
 use crate::model::objective;
+use crate::weights::spec;
 
-/// Above this, samples are known to be noisy (Choi et al. 2022, section 5).
-const GAMMA_NOISY: f64 = 2.0;
 /// From here on clean levels hardly count: with k = 1 an SNR of 27 weighs `28^-5`, which is 6e-8.
 const GAMMA_REFUSED: f64 = 5.0;
-/// Checks that the weighting is one, has a finite weight at every noise level, and means what it says.
-pub(super) fn check(loss: &Loss, diffusion: &Diffusion) -> Result<Vec<String>, Violation> {
-    let mut warnings = Vec::new();
-    let weighting = loss.weighting;
-    if let Weighting::P2 { k, gamma } | Weighting::P2Raw { k, gamma } = weighting {
+
+/// Checks that the weighting is one, and has a finite weight at every noise level: returns what is minimized.
+pub(super) fn check(loss: &Loss, diffusion: &Diffusion) -> Result<Objective, Violation> {
+    if let Weighting::P2 { k, gamma } | Weighting::P2Raw { k, gamma } = loss.weighting {
         ensure(is_positive(k), "loss.weighting.k", k, "above 0, finite").map_err(because(
             "with k = 0 the weight SNR^-gamma grows without bound as images get noisier",
         ))?;
@@ -27,50 +25,35 @@ pub(super) fn check(loss: &Loss, diffusion: &Diffusion) -> Result<Vec<String>, V
         .map_err(because(
             "at gamma = 5 the clean levels, which the eye sees first, weigh nothing against the noisy ones",
         ))?;
-        if gamma > GAMMA_NOISY {
-            warnings.push(format!(
-                "loss.weighting.gamma = {gamma} is above 2: samples tend to keep visible noise"
-            ));
-        }
     }
-    if weighting.is_raw() {
-        warnings.push(
-            "loss.weighting is raw: it repeats what another program computes, mistakes included"
-                .into(),
-        );
-    }
-    check_objective(loss, diffusion)?;
-    Ok(warnings)
+    objective(loss, diffusion).map_err(|error| refused(error, loss))
 }
 
-/// What the loss would be; an error if the pair of prediction and weighting has none.
-fn check_objective(loss: &Loss, diffusion: &Diffusion) -> Result<(), Violation> {
-    let Err(error) = objective(loss, diffusion) else {
-        return Ok(());
-    };
-    let refused = |key: &'static str, value: String, allowed: String| Violation {
+/// Why a pair of prediction and weighting has no objective.
+fn refused(error: Error, loss: &Loss) -> Violation {
+    let violation = |key: &'static str, value: String, allowed: String| Violation {
         key,
         value,
         allowed,
         because: None,
     };
-    Err(match error {
+    match error {
         Error::Constant {
             name,
             value,
             expected,
-        } => refused(constant_key(name), value.to_string(), expected.into()),
-        Error::ZeroSnr { .. } => refused(
+        } => violation(constant_key(name), value.to_string(), expected.into()),
+        Error::ZeroSnr { .. } => violation(
             "diffusion.prediction",
             "eps".into(),
             "x0 or v, with a schedule that ends in pure noise".into(),
         ),
-        error => refused(
+        error => violation(
             "loss.weighting",
-            kind_of(loss.weighting),
+            spec::kind(loss.weighting),
             format!("a weighting that this prediction can have: {error}"),
         ),
-    })
+    }
 }
 
 /// The key of a constant of a weighting.
@@ -84,12 +67,12 @@ fn constant_key(name: &str) -> &'static str {
         "mean" => "loss.weighting.mean",
         "std" => "loss.weighting.std",
         "scale" => "loss.weighting.scale",
+        "n_features" => "loss.weighting.n_features",
+        "lr" => "loss.weighting.lr",
+        "n_buckets" => "loss.weighting.n_buckets",
+        "max_log_snr" => "loss.weighting.max_log_snr",
+        "min_log_snr" => "loss.weighting.min_log_snr",
+        "beta" => "loss.weighting.beta",
         _ => "loss.weighting",
     }
-}
-
-/// The name of a weighting, as written.
-fn kind_of(weighting: Weighting) -> String {
-    let value = serde_json::to_value(weighting).unwrap_or_default();
-    value["kind"].as_str().unwrap_or_default().to_owned()
 }

@@ -29,22 +29,22 @@ fn a_misspelt_key_is_named_with_its_place() {
         "gamma = 1.0",
         "gama = 1.0",
         &expect![[r#"
-        error: unknown key `gama` in `loss.weighting`
-          --> my.toml:31:37
-           |
-        31 | weighting = { kind = "p2", k = 1.0, gama = 1.0 }     # the paper's choice; gamma = 0 is the baseline
-           |
+            error: unknown key `gama` in `loss.weighting`
+              --> my.toml:32:38
+               |
+            32 | weighting  = { kind = "p2", k = 1.0, gama = 1.0 }    # the paper's choice; gamma = 0 is the baseline
+               |
 
-        hint: did you mean `gamma`?"#]],
+            hint: did you mean `gamma`?"#]],
     );
     check_file(
         "beta1 ",
         "betta1 ",
         &expect![[r#"
             error: unknown key `betta1` in [optim]
-              --> my.toml:39:1
+              --> my.toml:41:1
                |
-            39 | betta1         = 0.9                                   # usual
+            41 | betta1         = 0.9                                   # usual
                |
 
             hint: did you mean `beta1`?"#]],
@@ -54,9 +54,9 @@ fn a_misspelt_key_is_named_with_its_place() {
         "[emma]",
         &expect![[r#"
             error: unknown key `emma` in the configuration
-              --> my.toml:45:2
+              --> my.toml:47:2
                |
-            45 | [emma]
+            47 | [emma]
                |
 
             hint: did you mean `ema`?"#]],
@@ -112,11 +112,24 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
 
             hint: change it where it stands, or override it with --set diffusion.schedule=VALUE"#]],
     );
-    for assignment in [
-        "loss.strata=0",
-        "loss.density={speed={n_first=1000,ratio=5.0}}",
+    let continuous = [
+        "diffusion.time=continuous",
+        "diffusion.variance=fixed-small",
+    ];
+    assert!(emoji(&continuous).is_ok());
+    let importance = "loss.density={loss-second-moment={n_history=10,uniform=0.001}}";
+    assert!(emoji(&[importance]).is_ok());
+    for assignments in [
+        &["loss.strata=0"][..],
+        &["loss.strata=3", "loss.antithetic=true"],
+        &["loss.density={speed={n_first=1000,ratio=5.0}}"],
+        &["loss.density={loss-second-moment={n_history=0,uniform=0.001}}"],
+        &["loss.density={loss-second-moment={n_history=10,uniform=0.0}}"],
+        &[continuous[0]],
+        &[continuous[0], continuous[1], importance],
+        &[continuous[0], continuous[1], "diffusion.n_timesteps=20000"],
     ] {
-        assert!(emoji(&[assignment]).is_err(), "{assignment}");
+        assert!(emoji(assignments).is_err(), "{assignments:?}");
     }
     check_set(
         "loss.density={laplace={mean=0.0,scale=-1.0}}",
@@ -133,9 +146,9 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
         "diffusion.schedule={zero-terminal-snr={of=\"cosine\"}}",
         &expect![[r#"
             error: `diffusion.prediction` is eps; allowed: x0 or v, with a schedule that ends in pure noise
-              --> src/config/tests.toml:27:15
+              --> src/config/tests.toml:28:15
                |
-            27 | prediction  = "eps"                                   # as in the paper
+            28 | prediction  = "eps"                                   # as in the paper
                |
 
             hint: change it where it stands, or override it with --set diffusion.prediction=VALUE"#]],
@@ -145,12 +158,12 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
         "\"p3\"",
         &expect![[r#"
             error: unknown value `p3` for `loss.weighting.kind`
-              --> my.toml:31:22
+              --> my.toml:32:23
                |
-            31 | weighting = { kind = "p3", k = 1.0, gamma = 1.0 }     # the paper's choice; gamma = 0 is the baseline
+            32 | weighting  = { kind = "p3", k = 1.0, gamma = 1.0 }    # the paper's choice; gamma = 0 is the baseline
                |
 
-            hint: allowed here: `simple`, `p2`, `p2-scaled`, `vlb`, `vlb-continuous`, `likelihood`, `min-snr`, `max-snr`, `soft-min-snr`, `truncated-snr`, `v-uniform`, `x0-uniform`, `debiased`, `edm`, `sigmoid`, `flow-logit-normal`, `flow-mode`, `flow-cosmap`, `flow-sigma-sqrt`, `p2-raw`, `diffusers-v-min-snr`, `onetrainer-p2`, `kohya-debiased-v`"#]],
+            hint: allowed here: `simple`, `p2`, `p2-scaled`, `vlb`, `vlb-continuous`, `likelihood`, `min-snr`, `max-snr`, `soft-min-snr`, `truncated-snr`, `v-uniform`, `x0-uniform`, `debiased`, `edm`, `sigmoid`, `flow-logit-normal`, `flow-mode`, `flow-cosmap`, `flow-sigma-sqrt`, `learned-uncertainty`, `adaptive-buckets`, `p2-raw`, `diffusers-v-min-snr`, `onetrainer-p2`, `kohya-debiased-v`"#]],
     );
 }
 
@@ -161,9 +174,9 @@ fn a_missing_key_or_section_is_named() {
         "",
         &expect![[r#"
             error: missing key `eps` in [optim]
-              --> my.toml:35:2
+              --> my.toml:37:2
                |
-            35 | [optim]
+            37 | [optim]
                |
 
             hint: every value stands in the file; `p2 train --preset smoke --dry-run` shows all"#]],
@@ -172,22 +185,22 @@ fn a_missing_key_or_section_is_named() {
         ", gamma = 1.0",
         "",
         &expect![[r#"
-        error: missing key `gamma` in `loss.weighting`
-          --> my.toml:31:1
-           |
-        31 | weighting = { kind = "p2", k = 1.0 }     # the paper's choice; gamma = 0 is the baseline
-           |
+            error: missing key `gamma` in `loss.weighting`
+              --> my.toml:32:1
+               |
+            32 | weighting  = { kind = "p2", k = 1.0 }    # the paper's choice; gamma = 0 is the baseline
+               |
 
-        hint: every value stands in the file; `p2 train --preset smoke --dry-run` shows all"#]],
+            hint: every value stands in the file; `p2 train --preset smoke --dry-run` shows all"#]],
     );
     check_file(
         "[sample]",
         "[train.more]",
         &expect![[r#"
             error: unknown key `more` in [train]
-              --> my.toml:63:8
+              --> my.toml:65:8
                |
-            63 | [train.more]
+            65 | [train.more]
                |
 
             hint: allowed here: `seed`, `batch_size`, `micro_batch_size`, `precision`, `recompute`, `total_images`, `log_every`, `held_out_every`, `sample_every`, `checkpoint_every`, `keep_last`, `keep_every`"#]],
@@ -201,9 +214,9 @@ fn a_wrong_type_is_named() {
         "\"2MM\"",
         &expect![[r#"
             error: `train.total_images`: expected a whole number of images such as 12800, "200k" or "1.5M", found the text "2MM"
-              --> my.toml:55:20
+              --> my.toml:57:20
                |
-            55 | total_images     = "2MM"                               # some 600 epochs
+            57 | total_images     = "2MM"                               # some 600 epochs
                |"#]],
     );
     check_file(
@@ -240,11 +253,11 @@ fn a_wrong_type_is_named() {
         "k = 1.0",
         "k = true",
         &expect![[r#"
-        error: `loss.weighting`: expected a number, found `true`
-          --> my.toml:31:13
-           |
-        31 | weighting = { kind = "p2", k = true, gamma = 1.0 }     # the paper's choice; gamma = 0 is the baseline
-           |"#]],
+            error: `loss.weighting`: expected a number, found `true`
+              --> my.toml:32:14
+               |
+            32 | weighting  = { kind = "p2", k = true, gamma = 1.0 }    # the paper's choice; gamma = 0 is the baseline
+               |"#]],
     );
 }
 
@@ -268,9 +281,9 @@ fn a_value_out_of_range_is_named_with_the_range() {
         "gamma = 7.0",
         &expect![[r#"
             error: `loss.weighting.gamma` is 7; allowed: 0 up to but not 5
-              --> my.toml:31:45
+              --> my.toml:32:46
                |
-            31 | weighting = { kind = "p2", k = 1.0, gamma = 7.0 }     # the paper's choice; gamma = 0 is the baseline
+            32 | weighting  = { kind = "p2", k = 1.0, gamma = 7.0 }    # the paper's choice; gamma = 0 is the baseline
                |
               because at gamma = 5 the clean levels, which the eye sees first, weigh nothing against the noisy ones
 
@@ -285,9 +298,9 @@ fn broken_toml_is_named_with_its_place() {
         "beta1         = ",
         &expect![[r#"
             error: not TOML: string values must be quoted, expected literal string
-              --> my.toml:39:51
+              --> my.toml:41:51
                |
-            39 | beta1         =                                   # usual
+            41 | beta1         =                                   # usual
                |"#]],
     );
     check_file(
@@ -295,9 +308,9 @@ fn broken_toml_is_named_with_its_place() {
         "[optim]",
         &expect![[r#"
             error: not TOML: duplicate key
-              --> my.toml:45:2
+              --> my.toml:47:2
                |
-            45 | [optim]
+            47 | [optim]
                |"#]],
     );
 }
@@ -382,9 +395,9 @@ fn a_flag_gets_the_same_checks_as_a_file() {
         "loss.weighting.kind=simple",
         &expect![[r#"
             error: unknown key `k` in `loss.weighting`
-              --> src/config/tests.toml:31:28
+              --> src/config/tests.toml:32:29
                |
-            31 | weighting = { kind = "p2", k = 1.0, gamma = 1.0 }     # the paper's choice; gamma = 0 is the baseline
+            32 | weighting  = { kind = "p2", k = 1.0, gamma = 1.0 }    # the paper's choice; gamma = 0 is the baseline
                |
 
             hint: remove it; on the command line set the whole table, as in --set 'loss.weighting={ kind = "simple" }'"#]],
