@@ -10,13 +10,14 @@
 use nalgebra::DMatrix;
 use p2::config::{Base, resolve};
 use p2::data::{Dataset, Split};
+use p2::model::schedule;
 use p2::train::LinearDenoiser;
-use p2_diffusion::{NoiseSchedule, Stage};
+use p2_diffusion::Stage;
 
 fn main() -> anyhow::Result<()> {
     let run = resolve(&Base::Preset("emoji-32".into()), &[])?;
     let dataset = Dataset::open(&run.data)?;
-    let schedule = NoiseSchedule::linear(run.diffusion.n_timesteps)?;
+    let schedule = schedule(&run.diffusion)?;
     let single_pixels = LinearDenoiser::fit(&dataset)?;
     let whole_images = LinearDenoiser::from_variances(eigenvalues(&dataset)?);
     println!("mean squared error on the noise   single pixels   full covariance");

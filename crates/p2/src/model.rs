@@ -3,11 +3,11 @@
 pub mod file;
 mod from_config;
 
+pub use from_config::schedule;
 #[cfg(test)]
 pub(crate) use from_config::unet;
 pub(crate) use from_config::{
-    levels_per_timestep, objective, prediction, recompute, schedule, training_density,
-    training_schedule,
+    levels_per_timestep, objective, prediction, recompute, training_density, training_schedule,
 };
 
 use std::rc::Rc;

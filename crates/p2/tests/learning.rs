@@ -4,8 +4,9 @@ use std::process::Command;
 
 use p2::config::{Base, resolve};
 use p2::data::Dataset;
+use p2::model::schedule;
 use p2::train::LinearDenoiser;
-use p2_diffusion::{NoiseSchedule, Stage};
+use p2_diffusion::Stage;
 
 /// The preset of the README with a network of a seventh of its size and a tenth of its images.
 #[test]
@@ -28,7 +29,7 @@ fn a_minute_of_training_beats_the_best_linear_denoiser_of_single_pixels() {
 
     let run = resolve(&Base::Preset("emoji-32".into()), &[]).unwrap();
     let linear = LinearDenoiser::fit(&Dataset::open(&run.data).unwrap()).unwrap();
-    let schedule = NoiseSchedule::linear(run.diffusion.n_timesteps).unwrap();
+    let schedule = schedule(&run.diffusion).unwrap();
     let mark = |stage| linear.mse_eps(&schedule, stage);
     let [clean_up, content] = [held_out("clean_up"), held_out("content")];
     assert!(clean_up < 0.8 * mark(Stage::CleanUp), "clean-up {clean_up}");

@@ -56,7 +56,11 @@ pub(crate) fn recompute(recompute: section::Recompute) -> Recompute {
     }
 }
 
-pub(crate) fn schedule(diffusion: &section::Diffusion) -> p2_diffusion::Result<NoiseSchedule> {
+/// The noise schedule of a configuration.
+///
+/// # Errors
+/// If its constants make no sense, which those of a checked configuration always do.
+pub fn schedule(diffusion: &section::Diffusion) -> p2_diffusion::Result<NoiseSchedule> {
     named_schedule(&diffusion.schedule, diffusion.n_timesteps)
 }
 

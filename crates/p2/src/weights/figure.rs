@@ -44,6 +44,51 @@ struct Axes {
     weight: [i32; 2],
 }
 
+/// How a curve is drawn: each color first in one stroke, then in dashes, ever shorter.
+#[derive(Debug, Clone, Copy)]
+struct Pen {
+    color: Rgb888,
+    /// Length of a dash and of the gap after it, in pixels.
+    dash: f64,
+}
+
+impl Pen {
+    fn of(curve: usize) -> Self {
+        let round = curve / COLORS.len();
+        let dash = match round {
+            0 => f64::INFINITY,
+            round => 18.0 / round as f64,
+        };
+        Self {
+            color: COLORS[curve % COLORS.len()],
+            dash,
+        }
+    }
+
+    /// The parts of a curve that the pen touches.
+    fn dashes(self, points: &[[f64; 2]]) -> Vec<Vec<[f64; 2]>> {
+        let mut dashes = Vec::new();
+        let mut length = 0.0;
+        for pair in points.windows(2) {
+            let ([x, y], [next_x, next_y]) = (pair[0], pair[1]);
+            let stride = f64::hypot(next_x - x, next_y - y);
+            // In steps of at most two pixels, so that a dash may end between two points.
+            let n_steps = (stride / 2.0).ceil().max(1.0);
+            for i in 0..=n_steps as usize {
+                let share = i as f64 / n_steps;
+                // Dashes and gaps so far: a dash comes first.
+                let n = ((length + share * stride) / self.dash) as usize;
+                if n.is_multiple_of(2) {
+                    dashes.resize(dashes.len().max(n / 2 + 1), Vec::new());
+                    dashes[n / 2].push([x + share * (next_x - x), y + share * (next_y - y)]);
+                }
+            }
+            length += stride;
+        }
+        dashes
+    }
+}
+
 const LEFT: f64 = 110.0;
 const RIGHT: f64 = 1170.0;
 const TOP: f64 = 90.0;
@@ -83,8 +128,8 @@ pub fn save(reports: &[Report], path: &Path) -> anyhow::Result<()> {
     let mut canvas = Canvas::new();
     draw_stages(&mut canvas, axes);
     draw_grid(&mut canvas, axes);
-    for (report, color) in reports.iter().zip(COLORS.iter().cycle()) {
-        draw_curve(&mut canvas, axes, report, *color);
+    for (i, report) in reports.iter().enumerate() {
+        draw_curve(&mut canvas, axes, report, Pen::of(i));
     }
     canvas.finish_shapes();
     label_axes(&mut canvas, axes);
@@ -114,12 +159,14 @@ fn draw_grid(canvas: &mut Canvas, axes: Axes) {
 }
 
 /// The part of a curve that lies inside the axes; a level of SNR 0 lies on none.
-fn draw_curve(canvas: &mut Canvas, axes: Axes, report: &Report, color: Rgb888) {
+fn draw_curve(canvas: &mut Canvas, axes: Axes, report: &Report, pen: Pen) {
     let floor = f64::from(axes.weight[0]);
     let inside = |row: &&Row| row.snr > 0.0 && row.normalized.log10() >= floor;
     for piece in report.table.split(|row| !inside(&row)) {
         let points: Vec<[f64; 2]> = piece.iter().map(|row| axes.point(row)).collect();
-        canvas.line(&points, 3.0, color);
+        for dash in pen.dashes(&points) {
+            canvas.line(&dash, 3.0, pen.color);
+        }
     }
 }
 
@@ -146,9 +193,15 @@ fn label_axes(canvas: &mut Canvas, axes: Axes) {
 /// Names beside their colors, above the lower left corner, where falling weights leave room.
 fn draw_legend(canvas: &mut Canvas, reports: &[Report]) {
     let first = BOTTOM - 20.0 - 24.0 * (reports.len().saturating_sub(1)) as f64;
-    for (i, (report, color)) in reports.iter().zip(COLORS.iter().cycle()).enumerate() {
-        let y = first + 24.0 * i as f64;
-        canvas.swatch([LEFT + 20.0, y - 7.0], [LEFT + 48.0, y - 3.0], *color);
+    for (i, report) in reports.iter().enumerate() {
+        let (y, pen) = (first + 24.0 * i as f64, Pen::of(i));
+        let sample = (20..=48).map(|x| [LEFT + f64::from(x), y - 5.0]);
+        let sample: Vec<[f64; 2]> = sample.collect();
+        for dash in pen.dashes(&sample) {
+            if let [[left, _], .., [right, _]] = dash.as_slice() {
+                canvas.swatch([*left, y - 7.0], [*right, y - 3.0], pen.color);
+            }
+        }
         canvas.text(&report.spec, [LEFT + 58.0, y], Align::Left, Rgb888::BLACK);
     }
 }
