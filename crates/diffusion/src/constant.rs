@@ -1,4 +1,4 @@
-//! The constants of weightings and densities, and the ranges in which they mean something.
+//! The constants of formulas, and the ranges in which they mean something.
 
 use crate::{Error, Result};
 
@@ -40,6 +40,12 @@ impl Constant {
     ) -> Self {
         let is_allowed = (least..=MAX_COUNT).contains(&value);
         Self::that(name, value as f64, is_allowed, expected)
+    }
+
+    /// From 0 to 1.
+    pub(crate) fn share(name: &'static str, value: f64) -> Self {
+        let is_allowed = (0.0..=1.0).contains(&value);
+        Self::that(name, value, is_allowed, "a number in [0, 1]")
     }
 
     /// A range of its own.

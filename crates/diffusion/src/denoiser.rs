@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use crate::{NoiseSchedule, Prediction, Result, Variance};
+use crate::{NoiseSchedule, Prediction, Result, Time, Variance};
 
 /// A denoiser's view of noised images.
 #[derive(Debug, Clone)]
@@ -16,14 +16,14 @@ pub struct Denoised {
 
 /// A model as samplers see it: noised images in, guesses of the clean images out.
 ///
-/// Closures `Fn(&Tensor, &[u32]) -> Result<Denoised>` are denoisers; labels and weights are captured.
+/// Closures `Fn(&Tensor, &[f64]) -> Result<Denoised>` are denoisers; labels and weights are captured.
 ///
 /// # Example
 /// ```
 /// # use candle_core::Tensor;
 /// # use p2_diffusion::{Denoised, Denoiser, Result};
 /// // Knows that all images are black.
-/// let black = |x_t: &Tensor, _t: &[u32]| -> Result<Denoised> {
+/// let black = |x_t: &Tensor, _t: &[f64]| -> Result<Denoised> {
 ///     Ok(Denoised { x0_hat: x_t.affine(0.0, -1.0)?, variance_mix: None })
 /// };
 /// fn is_denoiser(_: &impl Denoiser) {}
@@ -34,18 +34,18 @@ pub trait Denoiser {
     ///
     /// # Shapes and units
     /// - `x_t`: `[N, ..]`
-    /// - `t`: `[N]`, indices of the schedule of training, even when a sampler visits few of them
+    /// - `t`: `[N]`, times of the schedule of training: its timesteps, or between these
     ///
     /// # Errors
     /// Whatever goes wrong inside; [`Error::Caller`](crate::Error::Caller) carries foreign errors.
-    fn denoise(&self, x_t: &Tensor, t: &[u32]) -> Result<Denoised>;
+    fn denoise(&self, x_t: &Tensor, t: &[f64]) -> Result<Denoised>;
 }
 
 impl<F> Denoiser for F
 where
-    F: Fn(&Tensor, &[u32]) -> Result<Denoised>,
+    F: Fn(&Tensor, &[f64]) -> Result<Denoised>,
 {
-    fn denoise(&self, x_t: &Tensor, t: &[u32]) -> Result<Denoised> {
+    fn denoise(&self, x_t: &Tensor, t: &[f64]) -> Result<Denoised> {
         self(x_t, t)
     }
 }
@@ -67,12 +67,17 @@ impl NetworkOutput<'_> {
     /// # Shapes and units
     /// - `schedule`: of training
     /// - `x_t`: `[N, .., C]`, the network's input
-    /// - `t`: `[N]`, indices of `schedule`
+    /// - `t`: `[N]`, times of `schedule`
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape), [`Error::Timestep`](crate::Error::Timestep) or
     /// [`Error::ZeroSnr`](crate::Error::ZeroSnr), as for [`Prediction::x0_hat`].
-    pub fn denoised(&self, schedule: &NoiseSchedule, x_t: &Tensor, t: &[u32]) -> Result<Denoised> {
+    pub fn denoised<T: Time>(
+        &self,
+        schedule: &NoiseSchedule,
+        x_t: &Tensor,
+        t: &[T],
+    ) -> Result<Denoised> {
         let (predicted, variance_mix) = self.variance.split(self.values, x_t)?;
         Ok(Denoised {
             x0_hat: self.prediction.x0_hat(schedule, &predicted, x_t, t)?,

@@ -178,11 +178,14 @@ impl TimestepDensity {
     pub fn importance(&self, t: &[u32]) -> Result<Vec<f64>> {
         let n_timesteps = self.probability.len();
         let importance = t.iter().enumerate().map(|(image_idx, &t)| {
-            let probability = self.probability.get(t as usize).ok_or(Error::Timestep {
-                image_idx,
-                t,
-                n_timesteps,
-            })?;
+            let probability = self
+                .probability
+                .get(t as usize)
+                .ok_or_else(|| Error::Timestep {
+                    image_idx,
+                    t: t.into(),
+                    n_timesteps,
+                })?;
             Ok(1.0 / (n_timesteps as f64 * probability))
         });
         importance.collect()

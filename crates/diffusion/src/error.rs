@@ -26,8 +26,8 @@ pub enum Error {
     Timestep {
         /// Position in the batch.
         image_idx: usize,
-        /// The refused value.
-        t: u32,
+        /// The refused value: a timestep, or a time between two.
+        t: f64,
         /// Length of the schedule.
         n_timesteps: usize,
     },
@@ -46,6 +46,13 @@ pub enum Error {
         n_timesteps: usize,
         /// Why it cannot be done.
         reason: String,
+    },
+
+    /// An adaptive sampler that came to no end.
+    #[error("the probability flow needs more than {n_steps} steps: ask for less exactness")]
+    NotFollowed {
+        /// Steps taken.
+        n_steps: usize,
     },
 
     // === Weights ===
@@ -101,6 +108,15 @@ pub enum Error {
     /// Where the SNR is 0, x_t says nothing about x0, so that eps cannot be turned into an image.
     #[error("prediction eps needs an SNR above 0, at t = {t} it is 0")]
     ZeroSnr {
+        /// The first offending timestep.
+        t: usize,
+    },
+
+    /// Pure noise has no finite amount of noise per unit of data, which most samplers count.
+    #[error(
+        "there is nothing but noise at t = {t}: this sampler needs an SNR above 0 (ancestral and ddim do not)"
+    )]
+    PureNoise {
         /// The first offending timestep.
         t: usize,
     },

@@ -30,7 +30,7 @@ pub use level::NoiseLevel;
 pub use loss::{LossTerms, Objective};
 pub use prediction::{Prediction, Variance};
 pub use respacing::{Levels, space_timesteps};
-pub use schedule::NoiseSchedule;
+pub use schedule::{NoiseSchedule, Time};
 pub use stage::Stage;
 pub use variational::discretized_gaussian_log_likelihood;
 pub use weighting::{AdaptiveBuckets, Adjustment, StateTensor, StatefulWeighting, Weighting};

@@ -5,7 +5,7 @@ use std::fmt;
 use candle_core::Tensor;
 
 use crate::per_image::{self, Term};
-use crate::{Error, ErrorUnit, NoiseLevel, NoiseSchedule, Result};
+use crate::{Error, ErrorUnit, NoiseLevel, NoiseSchedule, Result, Time};
 
 /// What the network predicts.
 ///
@@ -132,18 +132,18 @@ impl Prediction {
     /// # Errors
     /// [`Error::Shape`] and [`Error::Timestep`] as for [`NoiseSchedule::add_noise`];
     /// [`Error::ZeroSnr`] for eps at a level with an SNR of 0.
-    pub fn x0_hat(
+    pub fn x0_hat<T: Time>(
         self,
         schedule: &NoiseSchedule,
         predicted: &Tensor,
         x_t: &Tensor,
-        t: &[u32],
+        t: &[T],
     ) -> Result<Tensor> {
         match self {
             Self::Eps => schedule.x0_from_eps(x_t, predicted, t),
             Self::X0 => {
                 per_image::check_shape("x0_hat", predicted, x_t)?;
-                schedule.check_images(x_t, t)?;
+                schedule.alpha_bars(t, n_images(x_t))?;
                 Ok(predicted.clone())
             }
             Self::V => schedule.x0_from_v(x_t, predicted, t),
@@ -159,19 +159,20 @@ impl NoiseSchedule {
     ///
     /// # Errors
     /// [`Error::ZeroSnr`] too, where `alpha_bar` is 0.
-    pub fn x0_from_eps(&self, x_t: &Tensor, eps: &Tensor, t: &[u32]) -> Result<Tensor> {
+    pub fn x0_from_eps<T: Time>(&self, x_t: &Tensor, eps: &Tensor, t: &[T]) -> Result<Tensor> {
         per_image::check_shape("eps", eps, x_t)?;
-        self.check_images(x_t, t)?;
-        if let Some(&t) = t.iter().find(|&&t| self.alpha_bar()[t as usize] == 0.0) {
+        let alpha_bar = self.alpha_bars(t, n_images(x_t))?;
+        if let Some(image_idx) = alpha_bar.iter().position(|&a| a == 0.0) {
+            let t: f64 = t[image_idx].into();
             return Err(Error::ZeroSnr { t: t as usize });
         }
         let x_t = Term {
             tensor: x_t,
-            factor: per_image::gather(self.alpha_bar(), t, |a| (1.0 / a).sqrt()),
+            factor: alpha_bar.iter().map(|a| (1.0 / a).sqrt()).collect(),
         };
         let eps = Term {
             tensor: eps,
-            factor: per_image::gather(self.alpha_bar(), t, |a| -((1.0 - a) / a).sqrt()),
+            factor: alpha_bar.iter().map(|a| -((1.0 - a) / a).sqrt()).collect(),
         };
         per_image::sum(x_t, eps)
     }
@@ -180,16 +181,16 @@ impl NoiseSchedule {
     ///
     /// # Errors
     /// As for all conversions.
-    pub fn eps_from_x0(&self, x_t: &Tensor, x0: &Tensor, t: &[u32]) -> Result<Tensor> {
+    pub fn eps_from_x0<T: Time>(&self, x_t: &Tensor, x0: &Tensor, t: &[T]) -> Result<Tensor> {
         per_image::check_shape("x0", x0, x_t)?;
-        self.check_images(x_t, t)?;
+        let alpha_bar = self.alpha_bars(t, n_images(x_t))?;
         let x_t = Term {
             tensor: x_t,
-            factor: per_image::gather(self.alpha_bar(), t, |a| (1.0 / (1.0 - a)).sqrt()),
+            factor: alpha_bar.iter().map(|a| (1.0 / (1.0 - a)).sqrt()).collect(),
         };
         let x0 = Term {
             tensor: x0,
-            factor: per_image::gather(self.alpha_bar(), t, |a| -(a / (1.0 - a)).sqrt()),
+            factor: alpha_bar.iter().map(|a| -(a / (1.0 - a)).sqrt()).collect(),
         };
         per_image::sum(x_t, x0)
     }
@@ -198,16 +199,16 @@ impl NoiseSchedule {
     ///
     /// # Errors
     /// As for all conversions.
-    pub fn v_from_x0(&self, x0: &Tensor, eps: &Tensor, t: &[u32]) -> Result<Tensor> {
+    pub fn v_from_x0<T: Time>(&self, x0: &Tensor, eps: &Tensor, t: &[T]) -> Result<Tensor> {
         per_image::check_shape("eps", eps, x0)?;
-        self.check_images(x0, t)?;
+        let alpha_bar = self.alpha_bars(t, n_images(x0))?;
         let eps = Term {
             tensor: eps,
-            factor: self.sqrt_alpha_bar_at(t),
+            factor: alpha_bar.iter().map(|a| a.sqrt()).collect(),
         };
         let x0 = Term {
             tensor: x0,
-            factor: per_image::gather(self.alpha_bar(), t, |a| -(1.0 - a).sqrt()),
+            factor: alpha_bar.iter().map(|a| -(1.0 - a).sqrt()).collect(),
         };
         per_image::sum(eps, x0)
     }
@@ -216,9 +217,13 @@ impl NoiseSchedule {
     ///
     /// # Errors
     /// As for all conversions.
-    pub fn x0_from_v(&self, x_t: &Tensor, v: &Tensor, t: &[u32]) -> Result<Tensor> {
+    pub fn x0_from_v<T: Time>(&self, x_t: &Tensor, v: &Tensor, t: &[T]) -> Result<Tensor> {
         per_image::check_shape("v", v, x_t)?;
         // The same rotation as from (eps, x0) to v.
         self.v_from_x0(v, x_t, t)
     }
+}
+
+fn n_images(x: &Tensor) -> usize {
+    x.dims().first().copied().unwrap_or(0)
 }

@@ -84,6 +84,8 @@ impl Levels {
 /// - `"10,10,20"`: the same within each of so many sections of (almost) equal length
 /// - `"ddim50"`: every stride-th from 0 on, for the first stride that gives exactly 50; may stop far short of
 ///   T - 1 (`ddim25` of 1000 at 960)
+/// - `"leading50"`: every `T / 50`-th from 0 on, rounded down; ends short of T - 1
+/// - `"trailing50"`: every `T / 50`-th from T - 1 downwards, rounded (Lin et al. 2023, arXiv 2305.08891, table 2)
 /// - `""`: all
 ///
 /// # Errors
@@ -95,16 +97,38 @@ impl Levels {
 /// the code of guided-diffusion.
 pub fn space_timesteps(spec: &str, training: &NoiseSchedule) -> Result<Vec<u32>> {
     let n_timesteps = training.n_timesteps();
-    let selected = match spec.strip_prefix("ddim") {
-        Some(count) => strided(count, n_timesteps),
-        None if spec.is_empty() => Ok((0..n_timesteps as u32).collect()),
-        None => sections(spec, n_timesteps),
+    let selected = if let Some(count) = spec.strip_prefix("ddim") {
+        strided(count, n_timesteps)
+    } else if let Some(count) = spec.strip_prefix("leading") {
+        count_of(count, n_timesteps).map(|n| {
+            let stride = n_timesteps / n;
+            (0..n).map(|i| (i * stride) as u32).collect()
+        })
+    } else if let Some(count) = spec.strip_prefix("trailing") {
+        count_of(count, n_timesteps).map(|n| {
+            let stride = n_timesteps as f64 / n as f64;
+            let end = |i: usize| ((i + 1) as f64 * stride).round_ties_even() as u32;
+            (0..n).map(|i| end(i) - 1).collect()
+        })
+    } else if spec.is_empty() {
+        Ok((0..n_timesteps as u32).collect())
+    } else {
+        sections(spec, n_timesteps)
     };
     selected.map_err(|reason| Error::Respacing {
         spec: spec.into(),
         n_timesteps,
         reason,
     })
+}
+
+/// A number of timesteps of which there are as many.
+fn count_of(count: &str, n_timesteps: usize) -> std::result::Result<usize, String> {
+    match count.parse::<usize>() {
+        Ok(n) if (1..=n_timesteps).contains(&n) => Ok(n),
+        Ok(n) => Err(format!("there are 1 to {n_timesteps} steps, not {n}")),
+        Err(_) => Err(format!("`{count}` is no number of steps")),
+    }
 }
 
 type Selected = std::result::Result<Vec<u32>, String>;

@@ -1,6 +1,9 @@
 //! How noise grows with t: the tables of a noise schedule, all in f64.
 
 mod named;
+mod time;
+
+pub use time::Time;
 
 use std::f64::consts::FRAC_PI_2;
 
@@ -234,22 +237,7 @@ impl NoiseSchedule {
 
     /// Refuses timesteps that are not one per image, or not below T.
     pub(crate) fn check_timesteps(&self, t: &[u32], n_images: usize) -> Result<()> {
-        if t.len() != n_images {
-            return Err(Error::Shape {
-                name: "t",
-                shape: vec![t.len()],
-                expected: vec![n_images],
-            });
-        }
-        let n_timesteps = self.n_timesteps();
-        match t.iter().position(|&t| t as usize >= n_timesteps) {
-            None => Ok(()),
-            Some(image_idx) => Err(Error::Timestep {
-                image_idx,
-                t: t[image_idx],
-                n_timesteps,
-            }),
-        }
+        self.alpha_bars(t, n_images).map(|_| ())
     }
 }
 

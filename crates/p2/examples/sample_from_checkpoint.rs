@@ -38,16 +38,10 @@ fn sample(model: &Path, picture: &Path, cpu: Cpu) -> anyhow::Result<()> {
     let loaded = file::load(model, cpu)?;
     println!("model: {}", loaded.path.display());
     let settings = &loaded.run.sample;
-    let options = SampleOptions {
-        sampler: settings.sampler,
-        n_steps: settings.n_steps,
-        eta: settings.eta,
-        seed: settings.seed,
-        class: None, // all in turn
-    };
-    let drawn = draw(&loaded.model, 0..N_IMAGES, &options, || Ok(()))?; // [N, H, W, 3]
+    let options = SampleOptions::of(settings); // all classes in turn
+    let drawn = draw(&loaded.model, 0..N_IMAGES, &options, || Ok(()))?;
     let size = loaded.model.image_size();
-    let pixels: Vec<f32> = drawn.flatten_all()?.to_vec1()?;
+    let pixels: Vec<f32> = drawn.pixels.flatten_all()?.to_vec1()?;
     Images::new(
         Size {
             height: size,

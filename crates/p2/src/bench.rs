@@ -244,13 +244,7 @@ fn random_batch(first_image_idx: u64, batch_size: usize, size: usize) -> Batch {
 
 fn sampling(run: &Run, model: &Model, n_steps: NonZeroUsize) -> anyhow::Result<Sampling> {
     let n_images = run.sample.n_images;
-    let options = SampleOptions {
-        sampler: run.sample.sampler,
-        n_steps: run.sample.n_steps,
-        eta: run.sample.eta,
-        seed: run.sample.seed,
-        class: None,
-    };
+    let options = SampleOptions::of(&run.sample);
     let draw_all = |options: &SampleOptions| -> anyhow::Result<()> {
         for first in (0..n_images).step_by(run.train.batch_size) {
             let end = (first + run.train.batch_size).min(n_images);

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 
-use crate::config::section::Sampler;
+use crate::config::section::{Sampler, Spacing};
 use crate::config::{Base, Count, Override};
 use crate::engine::Device;
 use crate::print::{ColorChoice, Verbosity};
@@ -244,10 +244,13 @@ pub struct SampleArgs {
     /// How to sample [default: sample.sampler of the model]
     #[arg(long, value_name = "SAMPLER")]
     pub sampler: Option<Sampler>,
-    /// Network evaluations per image [default: sample.n_steps of the model]
+    /// Steps from noise to image [default: sample.n_steps of the model]
     #[arg(long, value_name = "STEPS")]
     pub steps: Option<std::num::NonZeroUsize>,
-    /// Share of fresh noise per DDIM step, 0 to 1 [default: sample.eta of the model]
+    /// Which noise levels the steps lead through [default: sample.spacing of the model]
+    #[arg(long, value_name = "SPACING")]
+    pub spacing: Option<Spacing>,
+    /// Share of fresh noise per step, 0 to 1 [default: sample.eta of the model]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub eta: Option<f64>,
     /// Seed of the noise; image i of a seed is always the same

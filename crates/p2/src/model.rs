@@ -166,15 +166,9 @@ impl Model {
 
     /// The model as a sampler sees it, for images of these classes.
     pub fn denoiser<'a>(&'a self, labels: &'a [u32]) -> impl Denoiser + 'a {
-        move |x_t: &Tensor, t: &[u32]| -> p2_diffusion::Result<Denoised> {
-            let times: Vec<f64> = t.iter().map(|&t| f64::from(t)).collect();
-            let noised = Noised {
-                x_t,
-                t: &times,
-                labels,
-            };
+        move |x_t: &Tensor, t: &[f64]| -> p2_diffusion::Result<Denoised> {
             let values = self
-                .predict(noised)
+                .predict(Noised { x_t, t, labels })
                 .map_err(|error| p2_diffusion::Error::Caller(error.into()))?;
             let output = NetworkOutput {
                 values: &values,

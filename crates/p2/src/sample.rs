@@ -1,25 +1,31 @@
 //! Draws images from a model. Image i of a seed has the same bits in any batch, with any threads.
 
+mod run;
+
+use std::cell::Cell;
 use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions, ancestral, ddim};
-use p2_diffusion::{Levels, NoiseSchedule};
+use p2_diffusion::sampler::StepReport;
+use p2_diffusion::{Denoised, Denoiser as _};
 
 use crate::checkpoint::{self, NamedTensor, TensorFile};
-use crate::config::section::Sampler;
+use crate::config::section::{self, Sampler, Spacing};
 use crate::model::Model;
 use crate::rng::{Draws, Stream};
+use run::Run;
 
 /// How images are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampleOptions {
     /// Which sampler.
     pub sampler: Sampler,
-    /// Network evaluations per image.
+    /// Steps from noise to image.
     pub n_steps: usize,
-    /// Share of fresh noise per DDIM step.
+    /// Which noise levels they lead through.
+    pub spacing: Spacing,
+    /// Share of fresh noise per step, for samplers that can have any.
     pub eta: f64,
     /// Seed of all noise.
     pub seed: u64,
@@ -27,7 +33,30 @@ pub struct SampleOptions {
     pub class: Option<u32>,
 }
 
-/// Draws the images `images` of a seed: `[N, H, W, 3]`, in `[-1, 1]`.
+impl SampleOptions {
+    /// As a configuration says, for all classes in turn.
+    pub fn of(sample: &section::Sample) -> Self {
+        Self {
+            sampler: sample.sampler,
+            n_steps: sample.n_steps,
+            spacing: sample.spacing,
+            eta: sample.eta,
+            seed: sample.seed,
+            class: None,
+        }
+    }
+}
+
+/// What was drawn.
+#[derive(Debug)]
+pub struct Drawn {
+    /// `[N, H, W, 3]`, in `[-1, 1]`.
+    pub pixels: Tensor,
+    /// Images that the network looked at.
+    pub n_evaluations: usize,
+}
+
+/// Draws the images `images` of a seed.
 ///
 /// `on_step` is called after each step, and may end the drawing with an error.
 ///
@@ -38,67 +67,56 @@ pub fn draw(
     images: Range<u64>,
     options: &SampleOptions,
     mut on_step: impl FnMut() -> anyhow::Result<()>,
-) -> anyhow::Result<Tensor> {
-    let size = model.image_size();
-    let levels = levels(model.schedule(), options.n_steps)?;
-    let labels: Vec<u32> = images
-        .clone()
-        .map(|image| label(model, options, image))
-        .collect();
-    // Lane 0 is the first noise, lane i + 1 that of step i.
-    let noise = |lane: u64| -> candle_core::Result<Tensor> {
-        let mut values = vec![0.0; labels.len() * size * size * 3];
-        for (image, values) in images.clone().zip(values.chunks_exact_mut(size * size * 3)) {
-            Draws::at_lane(options.seed, Stream::Sample, image, lane).fill_normal(values);
-        }
-        Tensor::from_vec(values, (labels.len(), size, size, 3), &Device::Cpu)
+) -> anyhow::Result<Drawn> {
+    // The steps of the flow are as long as all its images allow: each is alone.
+    let at_once = match options.sampler {
+        Sampler::Flow => 1,
+        _ => (images.end - images.start).max(1),
     };
-    let x_t = noise(0)?; // [N, H, W, 3]
-    let denoiser = model.denoiser(&labels);
-    let mut step_noise = |i: usize| Ok(noise(i as u64 + 1)?);
-    let mut report = |_: p2_diffusion::sampler::StepReport<'_>| {
-        on_step().map_err(|error| p2_diffusion::Error::Caller(error.into()))
-    };
-    let clip = Clip::Pixels;
-    Ok(match options.sampler {
-        Sampler::Ancestral => {
-            let options = AncestralOptions {
-                clip,
-                variance: model.variance(),
-            };
-            ancestral(
-                &denoiser,
-                x_t,
-                &levels,
-                options,
-                &mut step_noise,
-                &mut report,
-            )?
-        }
-        Sampler::Ddim => {
-            let options = DdimOptions {
-                clip,
-                eta: options.eta,
-            };
-            ddim(
-                &denoiser,
-                x_t,
-                &levels,
-                options,
-                &mut step_noise,
-                &mut report,
-            )?
-        }
+    let n_evaluations = Cell::new(0);
+    let mut parts = Vec::new();
+    for first in images.clone().step_by(at_once as usize) {
+        let part = first..(first + at_once).min(images.end);
+        let labels: Vec<u32> = part
+            .clone()
+            .map(|image| label(model, options, image))
+            .collect();
+        let denoiser = model.denoiser(&labels);
+        let counting = |x_t: &Tensor, t: &[f64]| -> p2_diffusion::Result<Denoised> {
+            n_evaluations.set(n_evaluations.get() + t.len());
+            denoiser.denoise(x_t, t)
+        };
+        let mut report = |_: StepReport<'_>| {
+            on_step().map_err(|error| p2_diffusion::Error::Caller(error.into()))
+        };
+        let noise = |lane: u64| noise(part.clone(), model.image_size(), options.seed, lane);
+        let run = Run {
+            model,
+            denoiser: &counting,
+            options,
+            noise: &mut |i| noise(i as u64 + 1),
+            report: &mut report,
+        };
+        parts.push(run.from(noise(0)?)?);
+    }
+    Ok(Drawn {
+        pixels: Tensor::cat(&parts, 0)?,
+        n_evaluations: n_evaluations.get(),
     })
 }
 
-/// The noise levels of so many steps.
-fn levels(schedule: &NoiseSchedule, n_steps: usize) -> p2_diffusion::Result<Levels> {
-    match n_steps {
-        // Respacing would take the cleanest level; one step from noise starts at the noisiest.
-        1 => Levels::from_timesteps(schedule, vec![schedule.n_timesteps() as u32 - 1]),
-        n_steps => Levels::from_spec(schedule, &n_steps.to_string()),
+/// The noise of images, `[N, H, W, 3]`: lane 0 is the first one, lane i + 1 that of step (or draw) i.
+fn noise(images: Range<u64>, size: usize, seed: u64, lane: u64) -> p2_diffusion::Result<Tensor> {
+    let n_images = (images.end - images.start) as usize;
+    let mut values = vec![0.0; n_images * size * size * 3];
+    for (image, values) in images.zip(values.chunks_exact_mut(size * size * 3)) {
+        Draws::at_lane(seed, Stream::Sample, image, lane).fill_normal(values);
     }
+    Ok(Tensor::from_vec(
+        values,
+        (n_images, size, size, 3),
+        &Device::Cpu,
+    )?)
 }
 
 /// The class of an image: the one asked for, or all in turn.

@@ -122,16 +122,9 @@ fn sample_from_checkpoint_draws_what_the_library_draws() {
         folder.path(),
     ));
 
-    let sample = &settings.sample;
-    let options = SampleOptions {
-        sampler: sample.sampler,
-        n_steps: sample.n_steps,
-        eta: sample.eta,
-        seed: sample.seed,
-        class: None,
-    };
+    let options = SampleOptions::of(&settings.sample);
     let drawn = draw(&model, 0..16, &options, || Ok(())).unwrap();
-    let pixels: Vec<f32> = drawn.flatten_all().unwrap().to_vec1().unwrap();
+    let pixels: Vec<f32> = drawn.pixels.flatten_all().unwrap().to_vec1().unwrap();
     let images = Images::new(
         Size {
             height: 32,

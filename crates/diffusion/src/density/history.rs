@@ -56,9 +56,9 @@ impl LossHistory {
         }
         for (image_idx, (&t, &loss)) in t.iter().zip(losses).enumerate() {
             let mut rows = self.losses.chunks_exact_mut(self.n_history);
-            let row = rows.nth(t as usize).ok_or(Error::Timestep {
+            let row = rows.nth(t as usize).ok_or_else(|| Error::Timestep {
                 image_idx,
-                t,
+                t: t.into(),
                 n_timesteps: self.n_timesteps,
             })?;
             row.rotate_left(1);

@@ -146,7 +146,7 @@ pub fn ancestral<D: Denoiser + ?Sized>(
         };
         on_step(StepReport {
             i,
-            t,
+            t: f64::from(t),
             x0_hat: &step.x0_hat,
             x: &x,
         })?;

@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 
 use super::{Clip, StepReport, check_step, denoise_at};
+use crate::constant::{self, Constant};
 use crate::per_image::{self, Term};
-use crate::{Denoised, Denoiser, Error, Levels, NoiseSchedule, Result};
+use crate::{Denoised, Denoiser, Levels, NoiseSchedule, Result};
 
 /// How DDIM treats what the denoiser says, and how much it noises.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,7 +31,7 @@ impl DdimStep {
     /// `mean + std noise`, like `x_t`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `noise` is not shaped like the mean.
+    /// [`Error::Shape`](crate::Error::Shape) if `noise` is not shaped like the mean.
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
         per_image::check_shape("noise", noise, &self.mean)?;
         Ok((&self.mean + noise.broadcast_mul(&self.std)?)?)
@@ -48,8 +49,8 @@ impl DdimStep {
 /// - `i`: `[N]`, indices of `schedule`
 ///
 /// # Errors
-/// [`Error::Constant`] if eta is not in `[0, 1]`; [`Error::Shape`] if shapes do not fit;
-/// [`Error::Timestep`] with the first image whose index is too large.
+/// [`Error::Constant`](crate::Error::Constant) if eta is not in `[0, 1]`; [`Error::Shape`](crate::Error::Shape) if shapes do not fit;
+/// [`Error::Timestep`](crate::Error::Timestep) with the first image whose index is too large.
 ///
 /// # Source
 /// Song et al. 2021, arXiv 2010.02502, eq. 12 and 16. Golden: `tests/all/goldens.rs`.
@@ -148,7 +149,7 @@ pub fn ddim<D: Denoiser + ?Sized>(
         };
         on_step(StepReport {
             i,
-            t,
+            t: f64::from(t),
             x0_hat: &step.x0_hat,
             x: &x,
         })?;
@@ -157,14 +158,7 @@ pub fn ddim<D: Denoiser + ?Sized>(
 }
 
 fn check_eta(eta: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&eta) {
-        return Ok(());
-    }
-    Err(Error::Constant {
-        name: "eta",
-        value: eta,
-        expected: "a number in [0, 1]",
-    })
+    constant::check([Constant::share("eta", eta)])
 }
 
 /// `alpha_bar` one level below i, 1 below the first.

@@ -108,46 +108,6 @@ impl NoiseSchedule {
             .map(|root| ((root - last) * first / (first - last)).powi(2));
         Self::from_alpha_bars(scaled.collect())
     }
-
-    /// The same course of noise in finer steps: `n` levels for each timestep, so that level `n t` is timestep t.
-    ///
-    /// What lies between two timesteps is on a line in log-SNR, or in `sqrt(alpha_bar)` before pure noise. Training on
-    /// all of them is training in continuous time, as far as a network can tell.
-    ///
-    /// # Errors
-    /// [`Error::Beta`] if two levels are the same to rounding.
-    ///
-    /// # Example
-    /// ```
-    /// # use p2_diffusion::NoiseSchedule;
-    /// let cosine = NoiseSchedule::cosine(1000)?;
-    /// let fine = cosine.refined(100)?;
-    /// assert_eq!(fine.n_timesteps(), 99_901);
-    /// assert!((fine.log_snr()[50_000] - cosine.log_snr()[500]).abs() < 1e-9);
-    /// # Ok::<(), p2_diffusion::Error>(())
-    /// ```
-    pub fn refined(&self, n: usize) -> Result<Self> {
-        if n <= 1 {
-            return Ok(self.clone());
-        }
-        let (alpha_bar, log_snr) = (self.alpha_bar(), self.log_snr());
-        let mut fine = Vec::with_capacity(n * alpha_bar.len());
-        for t in 1..alpha_bar.len() {
-            let share = |i: usize| i as f64 / n as f64;
-            // The timestep itself keeps its last bit.
-            fine.push(alpha_bar[t - 1]);
-            if alpha_bar[t] > 0.0 {
-                let step = log_snr[t] - log_snr[t - 1];
-                let between = (1..n).map(|i| log_snr[t - 1] + share(i) * step);
-                fine.extend(between.map(|l| 1.0 / (1.0 + (-l).exp())));
-            } else {
-                let root = alpha_bar[t - 1].sqrt();
-                fine.extend((1..n).map(|i| (root * (1.0 - share(i))).powi(2)));
-            }
-        }
-        fine.extend(alpha_bar.last());
-        Self::from_alpha_bars(fine)
-    }
 }
 
 /// The middles of T equal parts of 0 to 1.

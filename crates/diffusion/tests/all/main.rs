@@ -10,6 +10,7 @@ mod mistakes; // of other trainers, which are not made
 mod numbers; // numbers of the paper's schedules and weights
 mod samplers; // closed forms on Gaussian data
 mod schedules; // schedules given by their log-SNR
+mod solvers; // samplers along a course of noise
 mod stateful; // weightings and densities that learn
 mod support; // inputs and comparisons
 mod weights; // targets, exchange rates, weightings

@@ -20,7 +20,7 @@ struct Best {
 }
 
 impl Denoiser for Best {
-    fn denoise(&self, x_t: &Tensor, t: &[u32]) -> Result<Denoised> {
+    fn denoise(&self, x_t: &Tensor, t: &[f64]) -> Result<Denoised> {
         let alpha_bar = self.training.alpha_bar()[t[0] as usize];
         let (mean, variance) = (self.data.mean, self.data.std.powi(2));
         let gain = alpha_bar.sqrt() * variance / (alpha_bar * variance + 1.0 - alpha_bar);
@@ -196,7 +196,7 @@ fn noise_and_reports_come_once_per_step() -> Result<()> {
             },
         )?;
         assert_eq!(asked, expected);
-        assert_eq!(seen, [(3, 999), (2, 666), (1, 333), (0, 0)]);
+        assert_eq!(seen, [(3, 999.0), (2, 666.0), (1, 333.0), (0, 0.0)]);
         assert_eq!(last, values(&x0)?);
     }
     let options = AncestralOptions {
@@ -252,7 +252,7 @@ fn samplers_build_no_graph() -> Result<()> {
     let training = NoiseSchedule::linear(1000)?;
     let levels = Levels::from_spec(&training, "3")?;
     let weight = candle_core::Var::new(&[[0.5f64]], &Device::Cpu)?;
-    let network = |x_t: &Tensor, _t: &[u32]| -> Result<Denoised> {
+    let network = |x_t: &Tensor, _t: &[f64]| -> Result<Denoised> {
         Ok(Denoised {
             x0_hat: x_t.broadcast_mul(&weight)?,
             variance_mix: Some(x_t.broadcast_mul(&weight)?),
@@ -273,7 +273,7 @@ fn samplers_build_no_graph() -> Result<()> {
         &mut |_| Ok(()),
     )?;
     assert!(!x0.track_op());
-    let seen = network(&start, &[0])?;
+    let seen = network(&start, &[0.0])?;
     assert!(seen.x0_hat.track_op(), "the comparison is blind");
     Ok(())
 }

@@ -281,7 +281,7 @@ fn a_history_refuses_what_does_not_fit() -> Result<()> {
         refused,
         Err(Error::Timestep {
             image_idx: 1,
-            t: 4,
+            t: 4.0,
             ..
         })
     );

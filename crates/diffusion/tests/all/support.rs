@@ -51,3 +51,17 @@ pub(crate) fn check_absolute(name: &str, got: &[f64], expected: &[f64], toleranc
         );
     }
 }
+
+/// Standard normal numbers, a function of the seed: Box and Muller's on a counter mixed by SplitMix64.
+pub(crate) fn normal(shape: &[usize], seed: u64) -> Result<Tensor> {
+    let uniform = |i: u64| {
+        let mut z = (seed << 32 | i).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) as f64 + 0.5) / 2.0_f64.powi(64)
+    };
+    fill(shape, DType::F64, |i| {
+        let i = 2 * i as u64;
+        (-2.0 * uniform(i).ln()).sqrt() * (std::f64::consts::TAU * uniform(i + 1)).cos()
+    })
+}

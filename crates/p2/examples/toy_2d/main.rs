@@ -105,6 +105,7 @@ fn level_errors(
                 &mut Draws::at(JUDGE_SEED, Stream::Noise, level as u64),
             )?;
             let x_t = schedule.add_noise(&x0, &eps, &t)?; // [N, 2]
+            let times: Vec<f64> = t.iter().map(|&t| f64::from(t)).collect();
             let best = points(&x_t)?.into_iter();
             let best = best.flat_map(|x_t| data.eps_hat(x_t, alpha_bar).map(|eps| eps as f32));
             let best = Tensor::from_iter(best, &Device::Cpu)?.reshape((N_POINTS, 2))?; // [N, 2]
@@ -114,8 +115,8 @@ fn level_errors(
                 Ok(f64::from(mse.mean_all()?.to_scalar::<f32>()?))
             };
             let outputs = [
-                networks[0].eps_hat(&x_t, &t)?,
-                networks[1].eps_hat(&x_t, &t)?,
+                networks[0].eps_hat(&x_t, &times)?,
+                networks[1].eps_hat(&x_t, &times)?,
             ];
             Ok(LevelErrors {
                 t: level as u32,

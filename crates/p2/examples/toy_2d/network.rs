@@ -56,14 +56,13 @@ impl Network {
     }
 
     /// The noise in `x_t`: `[N, 2]` to `[N, 2]`.
-    pub(crate) fn eps_hat(&self, x_t: &Tensor, t: &[u32]) -> p2_nn::Result<Tensor> {
+    pub(crate) fn eps_hat(&self, x_t: &Tensor, t: &[f64]) -> p2_nn::Result<Tensor> {
         let tape = Tape::inference(self.cpu);
         Ok(self.record(&tape, x_t, t)?.value().clone())
     }
 
-    fn record(&self, tape: &Tape, x_t: &Tensor, t: &[u32]) -> p2_nn::Result<Node> {
-        let t: Vec<f64> = t.iter().map(|&t| f64::from(t)).collect();
-        let time = timestep_embedding(&t, N_TIME_CHANNELS);
+    fn record(&self, tape: &Tape, x_t: &Tensor, t: &[f64]) -> p2_nn::Result<Node> {
+        let time = timestep_embedding(t, N_TIME_CHANNELS);
         let time = Tensor::from_vec(time, (t.len(), N_TIME_CHANNELS), &Device::Cpu)?;
         let x_t = tape.constant(&(x_t * INPUT_SCALE)?);
         let input = concat(&x_t, &tape.constant(&time))?; // [N, 2 + N_TIME_CHANNELS]
@@ -76,7 +75,7 @@ impl Network {
 
     /// The network as a sampler sees it.
     pub(crate) fn denoiser(&self, objective: &Objective) -> impl Denoiser {
-        move |x_t: &Tensor, t: &[u32]| -> p2_diffusion::Result<Denoised> {
+        move |x_t: &Tensor, t: &[f64]| -> p2_diffusion::Result<Denoised> {
             let eps_hat = self.eps_hat(x_t, t);
             let eps_hat = eps_hat.map_err(|error| p2_diffusion::Error::Caller(error.into()))?;
             let (prediction, variance) = (objective.prediction(), objective.variance());
@@ -107,8 +106,9 @@ pub(crate) fn train(
         let x_t = objective
             .schedule()
             .add_noise(&batch.x0, &batch.eps, &batch.t)?; // [N, 2]
+        let times: Vec<f64> = batch.t.iter().map(|&t| f64::from(t)).collect();
         let tape = Tape::recording(cpu, Recompute::Nothing);
-        let output = network.record(&tape, &x_t, &batch.t)?;
+        let output = network.record(&tape, &x_t, &times)?;
         let leaf = output.leaf()?;
         let loss = objective.loss(&leaf, &batch.x0, &batch.eps, &batch.t)?;
         let gradients = output.backward_from(&leaf, &loss.weighted.mean_all()?)?;

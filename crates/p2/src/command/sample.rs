@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::cli::{ExitStatus, SampleArgs};
 use crate::config::RunConfig;
-use crate::config::section::Sampler;
+use crate::config::section::{Sampler, Spacing};
 use crate::durable;
 use crate::engine;
 use crate::model::Model;
@@ -42,7 +42,8 @@ pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Resul
         }
         let started = Instant::now();
         let n_images = arguments.n_images.get() as u64;
-        let pixels = draw_all(arguments, &loaded.model, &options, n_images, printer)?;
+        let (pixels, n_evaluations) =
+            draw_all(arguments, &loaded.model, &options, n_images, printer)?;
         let size = loaded.model.image_size();
         let n_pixels = size * size * 3;
         let grid = &pixels[..n_pixels * n_images.min(GRID_IMAGES) as usize];
@@ -56,32 +57,34 @@ pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Resul
                 "out": arguments.out,
                 "n_images": n_images,
                 "seconds": seconds,
-                "nfe": options.n_steps,
+                "nfe": n_evaluations,
             }))?;
         }
         let folder = arguments.out.display();
         printer.note(format_args!(
-            "{n_images} images in {folder}, {seconds:.1} s"
+            "{n_images} images in {folder}, {n_evaluations} network evaluations each, {seconds:.1} s"
         ));
         Ok(ExitStatus::Done)
     })
 }
 
-/// Draws batch by batch, saves each image at once, and returns the unrounded pixels: those of the
-/// grid, and all if they are to be saved.
+/// Draws batch by batch, saves each image at once, and returns the unrounded pixels (those of the grid, and all if
+/// they are to be saved) and the network evaluations per image.
 fn draw_all(
     arguments: &SampleArgs,
     model: &Model,
     options: &SampleOptions,
     n_images: u64,
     printer: &Printer,
-) -> anyhow::Result<Vec<f32>> {
+) -> anyhow::Result<(Vec<f32>, f64)> {
     let batch_size = arguments.batch_size.map_or(BATCH_SIZE, |n| n.get() as u64);
-    let mut all = Vec::new();
+    let (mut all, mut n_evaluations) = (Vec::new(), 0);
     for first in (0..n_images).step_by(batch_size as usize) {
         let batch: Range<u64> = first..(first + batch_size).min(n_images);
-        let pixels = draw(model, batch.clone(), options, || Ok(()))?;
-        let pixels = pixels
+        let drawn = draw(model, batch.clone(), options, || Ok(()))?;
+        n_evaluations += drawn.n_evaluations;
+        let pixels = drawn
+            .pixels
             .flatten_all()?
             .to_vec1::<f32>()
             .context("cannot read samples")?;
@@ -91,7 +94,7 @@ fn draw_all(
         }
         printer.detail(format_args!("{} of {n_images} images", batch.end));
     }
-    Ok(all)
+    Ok((all, n_evaluations as f64 / n_images as f64))
 }
 
 fn save_each(folder: &Path, first: u64, images: &Images<'_>) -> anyhow::Result<()> {
@@ -118,6 +121,7 @@ fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, 
         n_steps: arguments
             .steps
             .map_or(config.sample.n_steps, std::num::NonZero::get),
+        spacing: arguments.spacing.unwrap_or(config.sample.spacing),
         eta: arguments.eta.unwrap_or(config.sample.eta),
         seed: arguments.seed,
         class: arguments.class,
@@ -130,9 +134,17 @@ fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, 
         );
         return Err(Problem::new(message).hint(format!("use --steps from 1 to {n_timesteps}")));
     }
-    if options.sampler == Sampler::Ancestral && arguments.eta.is_some() {
-        return Err(Problem::new("ancestral sampling has no eta")
-            .hint("leave --eta away, or use --sampler ddim"));
+    if !options.sampler.has_eta() && arguments.eta.is_some() {
+        return Err(
+            Problem::new(format!("{} has no eta", name(options.sampler)))
+                .hint("leave --eta away, or use --sampler ddim"),
+        );
+    }
+    if options.sampler.is_discrete() && options.spacing == Spacing::Karras {
+        let message = format!("{} goes from timestep to timestep", name(options.sampler));
+        return Err(Problem::new(message)
+            .because("karras spacing has levels between them")
+            .hint("use --sampler euler, which is ddim between timesteps too"));
     }
     let n_classes = config.model.n_classes;
     match options.class {
@@ -145,4 +157,10 @@ fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, 
         .hint(format!("use --class from 0 to {}", n_classes - 1))),
         _ => Ok(options),
     }
+}
+
+/// The name of a sampler, as written.
+fn name(sampler: Sampler) -> String {
+    let value = clap::ValueEnum::to_possible_value(&sampler);
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
 }

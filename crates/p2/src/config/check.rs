@@ -8,7 +8,8 @@ mod loss;
 use std::fmt::Display;
 
 use super::RunConfig;
-use super::section::{Data, Decay, Heads, Model, Optim, Sample, Train};
+use super::section::{Data, Decay, Heads, Model, Optim, Sample, Spacing, Train};
+use crate::model::schedule;
 
 /// A value outside its range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -332,6 +333,21 @@ fn check_sample(sample: &Sample, config: &RunConfig) -> Result<(), Violation> {
         "sample.n_steps",
         sample.n_steps,
         format!("1 to {n_timesteps}, the `diffusion.n_timesteps`"),
+    )?;
+    ensure(
+        !sample.sampler.is_discrete() || sample.spacing != Spacing::Karras,
+        "sample.spacing",
+        "karras",
+        "even, leading or trailing with the samplers ancestral and ddim",
+    )
+    .map_err(because("these two go from timestep to timestep"))?;
+    let ends_in_noise = schedule(&config.diffusion)
+        .is_ok_and(|schedule| schedule.log_snr().last() == Some(&f64::NEG_INFINITY));
+    ensure(
+        sample.sampler.is_discrete() || !ends_in_noise,
+        "sample.sampler",
+        format!("{:?}", sample.sampler).to_lowercase(),
+        "ancestral or ddim, with a schedule that ends in pure noise",
     )?;
     ensure(
         (0.0..=1.0).contains(&sample.eta),

@@ -2,7 +2,11 @@
 //!
 //! There are no defaults: every value stands in the file, so that it can be read, saved and compared.
 
+mod sample;
+
 use serde::{Deserialize, Serialize};
+
+pub use sample::{Sample, Sampler, Spacing};
 
 use super::Count;
 
@@ -329,30 +333,4 @@ pub enum Recompute {
     Norms,
     /// Whole blocks: least memory.
     Blocks,
-}
-
-/// `[sample]`: how sample grids are drawn during training, and the defaults of `p2 sample`.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sample {
-    /// Which sampler.
-    pub sampler: Sampler,
-    /// Network evaluations per image, at most `diffusion.n_timesteps`.
-    pub n_steps: usize,
-    /// Share of fresh noise per DDIM step; 0 is deterministic, 1 as ancestral sampling.
-    pub eta: f64,
-    /// Images in a grid.
-    pub n_images: usize,
-    /// Seed of the noise: the same in every grid.
-    pub seed: u64,
-}
-
-/// Which sampler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Sampler {
-    /// DDPM (Ho et al. 2020).
-    Ancestral,
-    /// DDIM (Song et al. 2021).
-    Ddim,
 }

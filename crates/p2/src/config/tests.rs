@@ -151,6 +151,7 @@ fn written_toml_looks_like_a_preset() {
         [sample]
         sampler = "ddim"
         n_steps = 25
+        spacing = "even"
         eta = 0.0
         n_images = 64
         seed = 0

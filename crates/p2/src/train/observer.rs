@@ -326,13 +326,7 @@ impl Observer<'_> {
     /// The pictures of a grid, `[N, H, W, 3]`.
     fn grid_pixels(&self, trainer: &Trainer) -> anyhow::Result<Vec<f32>> {
         let sample = &trainer.run.sample;
-        let options = SampleOptions {
-            sampler: sample.sampler,
-            n_steps: sample.n_steps,
-            eta: sample.eta,
-            seed: sample.seed,
-            class: None,
-        };
+        let options = SampleOptions::of(sample);
         let mut pixels = Vec::new();
         let (n, batch_size) = (
             sample.n_images as u64,
@@ -341,7 +335,7 @@ impl Observer<'_> {
         for first in (0..n).step_by(batch_size as usize) {
             let images = first..(first + batch_size).min(n);
             let drawn = draw(&self.averaged, images, &options, || go_on(&self.stop))?;
-            pixels.extend(drawn.flatten_all()?.to_vec1::<f32>()?);
+            pixels.extend(drawn.pixels.flatten_all()?.to_vec1::<f32>()?);
         }
         Ok(pixels)
     }

@@ -87,9 +87,9 @@ fn a_value_out_of_range_is_refused() {
             --- stdout
             --- stderr
             error: `sample.eta` is 1.5; allowed: 0 to 1
-              --> my.toml:68:12
+              --> my.toml:69:12
                |
-            68 | eta      = 1.5                                        # the same noise gives the same picture
+            69 | eta      = 1.5                                        # the same noise gives the same picture
                |
 
             hint: change it where it stands, or override it with --set sample.eta=VALUE

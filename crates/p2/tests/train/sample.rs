@@ -77,6 +77,61 @@ fn neither_batch_nor_threads_nor_number_change_an_image() {
 }
 
 #[test]
+fn every_sampler_draws_an_image_alike_in_any_batch() {
+    let project = trained();
+    let mut seen = Vec::new();
+    for how in [
+        "ddim --spacing leading",
+        "ddim --spacing trailing",
+        "euler --spacing karras",
+        "heun",
+        "heun --spacing karras",
+        "heun-churn",
+        "euler-ancestral --eta 1",
+        "euler-ancestral --eta 0.5",
+        "dpm-2m",
+        "dpm-2m --eta 1",
+        "dpm-3m",
+        "dpm-3m --eta 1",
+        "dpm-2s",
+        "dpm-2s --eta 1",
+        "unipc",
+        "plms",
+        "flow",
+        "pc-vp",
+        "pc-ve",
+    ] {
+        let how: Vec<&str> = ["--sampler"].into_iter().chain(how.split(' ')).collect();
+        let how = [&how, &["--steps", "6"][..]].concat();
+        let expected = draw(
+            &project,
+            "run",
+            3,
+            &[&how[..], &["--threads", "1"]].concat(),
+        );
+        let more = ["--batch-size", "2", "--threads", "2"];
+        let drawn = draw(&project, "run", 3, &[&how[..], &more].concat());
+        assert!(drawn == expected, "{how:?}");
+        let is_finite = |bits: &u32| f32::from_bits(*bits).is_finite();
+        assert!(expected.iter().all(is_finite), "{how:?}");
+        assert!(!seen.contains(&expected), "{how:?} draws like another");
+        seen.push(expected);
+    }
+}
+
+#[test]
+fn evaluations_of_the_network_are_counted() {
+    let project = trained();
+    for (sampler, n_evaluations) in [("ddim", 6.0), ("heun", 11.0), ("plms", 7.0)] {
+        let arguments = ["sample", "run", "--n-images", "3", "--out", "drawn"];
+        let more = ["--steps", "6", "--sampler", sampler, "--json"];
+        let output = p2(project.path(), &[&arguments[..], &more].concat()).output();
+        let result: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+        assert_eq!(result["nfe"], n_evaluations, "{sampler}");
+    }
+}
+
+#[test]
 fn classes_are_drawn_in_turn_or_alone() {
     let project = trained();
     let n_pixels = 8 * 8 * 3;
@@ -242,13 +297,13 @@ fn what_the_model_cannot_draw_is_refused() {
     check(
         &["--sampler", "ancestral", "--eta", "0.5"],
         &expect![[r#"
-        exit: 2
-        --- stdout
-        --- stderr
-        error: ancestral sampling has no eta
+            exit: 2
+            --- stdout
+            --- stderr
+            error: ancestral has no eta
 
-        hint: leave --eta away, or use --sampler ddim
-    "#]],
+            hint: leave --eta away, or use --sampler ddim
+        "#]],
     );
     project.finish("plain", &["--max-steps", "1", "--set", "model.n_classes=0"]);
     check_refused(
