@@ -112,7 +112,7 @@ pub fn p_mean_variance(
 /// # use candle_core::{Device, Tensor};
 /// # use p2_diffusion::{Denoised, Levels, NoiseSchedule, Result, Variance, sampler};
 /// let levels = Levels::from_spec(&NoiseSchedule::linear(1000)?, "10")?;
-/// let black = |x_t: &Tensor, _t: &[u32]| -> Result<Denoised> {
+/// let black = |x_t: &Tensor, _t: &[f64]| -> Result<Denoised> {
 ///     Ok(Denoised { x0_hat: x_t.affine(0.0, -1.0)?, variance_mix: None })
 /// };
 /// let x_t = Tensor::new(&[[0.3f32, -1.7]], &Device::Cpu)?; // [1, 2]

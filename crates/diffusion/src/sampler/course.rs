@@ -28,6 +28,9 @@ pub struct Course {
     sigmas: Vec<f64>,
 }
 
+/// Where Karras et al. begin.
+const MAX_SIGMA: f64 = 80.0;
+
 impl Course {
     /// Down through the levels, and from the last of them to no noise.
     ///
@@ -41,11 +44,13 @@ impl Course {
 
     /// So many steps evenly spaced in `sigma^(1 / rho)` between the ends of the schedule, the last of them to no noise.
     ///
+    /// It begins at a sigma of 80 where the schedule goes beyond: from there on nothing is left of an image.
+    ///
     /// # Errors
-    /// [`Error::Constant`] for no steps, or a rho that is not above 0; [`Error::PureNoise`] as for [`Self::through`].
+    /// [`Error::Constant`] for no steps, or a rho that is not above 0.
     ///
     /// # Source
-    /// Karras et al. 2022, eq. 5, with rho 7.
+    /// Karras et al. 2022, eq. 5 and table 1, with rho 7.
     pub fn karras(n_steps: usize, rho: f64, training: &NoiseSchedule) -> Result<Self> {
         use crate::constant::{self, Constant};
         constant::check([
@@ -54,7 +59,8 @@ impl Course {
         ])?;
         let log_snr = training.log_snr();
         let end = |l: Option<&f64>| l.map_or(f64::NAN, |l| (-0.5 * l).exp().powf(1.0 / rho));
-        let (low, high) = (end(log_snr.first()), end(log_snr.last()));
+        let most = MAX_SIGMA.powf(1.0 / rho);
+        let (low, high) = (end(log_snr.first()), end(log_snr.last()).min(most));
         let last = n_steps.saturating_sub(1).max(1) as f64;
         let roots = (0..n_steps).map(|i| high + i as f64 / last * (low - high));
         let sigmas = roots.map(|root| root.powf(rho)).chain([0.0]);

@@ -38,8 +38,8 @@ pub struct CorrectorOptions {
 /// [`Error::Constant`](crate::Error::Constant) if `snr` is not above 0, and as for [`super::edm()`].
 ///
 /// # Source
-/// Song et al. 2021, arXiv 2011.13456, algorithms 1 to 5 (predictor by reverse diffusion); sizes of Langevin steps are
-/// per image, so that none depends on the others.
+/// Song et al. 2021, arXiv 2011.13456, algorithms 1 to 5; predictors by reverse diffusion (VP) and ancestral sampling
+/// (VE, appendix F: long steps do it no harm). Sizes of Langevin steps are per image, so that none depends on the others.
 pub fn predictor_corrector<D: Denoiser + ?Sized>(
     denoiser: &D,
     x_t: &Tensor,

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::cli::{ExitStatus, SampleArgs};
 use crate::config::RunConfig;
-use crate::config::section::{Sampler, Spacing};
+use crate::config::section::Spacing;
 use crate::durable;
 use crate::engine;
 use crate::model::Model;
@@ -136,12 +136,12 @@ fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, 
     }
     if !options.sampler.has_eta() && arguments.eta.is_some() {
         return Err(
-            Problem::new(format!("{} has no eta", name(options.sampler)))
+            Problem::new(format!("{} has no eta", options.sampler.name()))
                 .hint("leave --eta away, or use --sampler ddim"),
         );
     }
     if options.sampler.is_discrete() && options.spacing == Spacing::Karras {
-        let message = format!("{} goes from timestep to timestep", name(options.sampler));
+        let message = format!("{} goes from timestep to timestep", options.sampler.name());
         return Err(Problem::new(message)
             .because("karras spacing has levels between them")
             .hint("use --sampler euler, which is ddim between timesteps too"));
@@ -157,10 +157,4 @@ fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, 
         .hint(format!("use --class from 0 to {}", n_classes - 1))),
         _ => Ok(options),
     }
-}
-
-/// The name of a sampler, as written.
-fn name(sampler: Sampler) -> String {
-    let value = clap::ValueEnum::to_possible_value(&sampler);
-    value.map_or_else(String::new, |value| value.get_name().to_owned())
 }

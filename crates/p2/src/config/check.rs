@@ -346,7 +346,7 @@ fn check_sample(sample: &Sample, config: &RunConfig) -> Result<(), Violation> {
     ensure(
         sample.sampler.is_discrete() || !ends_in_noise,
         "sample.sampler",
-        format!("{:?}", sample.sampler).to_lowercase(),
+        sample.sampler.name(),
         "ancestral or ddim, with a schedule that ends in pure noise",
     )?;
     ensure(

@@ -25,7 +25,8 @@ const TOLERANCE: f64 = 1e-5;
 /// Signal-to-noise ratio of Langevin steps there.
 const LANGEVIN_SNR: f64 = 0.16;
 
-/// Guesses are clipped to the range of pixels.
+/// Samplers of first order clip guesses to the range of pixels. Others draw conclusions from how guesses change, and a
+/// clipped one changes by jumps.
 const CLIP: Clip = Clip::Pixels;
 
 /// A sampler about to run.
@@ -69,18 +70,20 @@ impl<D: Denoiser> Run<'_, D> {
             Sampler::EulerAncestral => self.euler_ancestral(&x_t),
             Sampler::Dpm2s => self.dpm_singlestep(&x_t),
             Sampler::UniPc => self.unipc(&x_t),
-            Sampler::Plms => sampler::plms(self.denoiser, &x_t, &self.course()?, CLIP, self.report),
+            Sampler::Plms => {
+                sampler::plms(self.denoiser, &x_t, &self.course()?, Clip::Off, self.report)
+            }
             Sampler::Flow => self.flow(&x_t),
         }
     }
 
     fn edm(self, x_t: &Tensor, order: Order, churn: Churn) -> Result<Tensor> {
         let course = self.course()?;
-        let options = EdmOptions {
-            clip: CLIP,
-            order,
-            churn,
+        let clip = match order {
+            Order::First => CLIP,
+            Order::Second => Clip::Off,
         };
+        let options = EdmOptions { clip, order, churn };
         sampler::edm(
             self.denoiser,
             x_t,
@@ -94,7 +97,7 @@ impl<D: Denoiser> Run<'_, D> {
     fn dpm(self, x_t: &Tensor, order: usize) -> Result<Tensor> {
         let course = self.course()?;
         let options = DpmOptions {
-            clip: CLIP,
+            clip: Clip::Off,
             order,
             eta: self.options.eta,
         };
@@ -145,7 +148,7 @@ impl<D: Denoiser> Run<'_, D> {
     fn dpm_singlestep(self, x_t: &Tensor) -> Result<Tensor> {
         let course = self.course()?;
         let options = SinglestepOptions {
-            clip: CLIP,
+            clip: Clip::Off,
             eta: self.options.eta,
         };
         sampler::dpm_singlestep(
@@ -161,7 +164,7 @@ impl<D: Denoiser> Run<'_, D> {
     fn unipc(self, x_t: &Tensor) -> Result<Tensor> {
         let course = self.course()?;
         let options = UniPcOptions {
-            clip: CLIP,
+            clip: Clip::Off,
             order: 3,
         };
         sampler::unipc(self.denoiser, x_t, &course, options, self.report)
@@ -170,7 +173,6 @@ impl<D: Denoiser> Run<'_, D> {
     fn flow(self, x_t: &Tensor) -> Result<Tensor> {
         let course = self.course()?;
         let options = FlowOptions {
-            // Where a guess is clipped the flow has a kink, which costs an adaptive solver many steps.
             clip: Clip::Off,
             relative: TOLERANCE,
             absolute: TOLERANCE,

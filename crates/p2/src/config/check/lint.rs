@@ -3,7 +3,7 @@
 use p2_diffusion::{Density, Objective, TimestepDensity, Weighting};
 
 use crate::config::RunConfig;
-use crate::config::section::{Loss, Schedule};
+use crate::config::section::{Loss, Sample, Schedule};
 use crate::weights::spec;
 
 /// Above this, samples are known to be noisy (Choi et al. 2022, section 5).
@@ -24,6 +24,7 @@ pub(super) fn lint(config: &RunConfig, objective: &Objective) -> Vec<String> {
         nothing_to_choose_by(loss),
         few_levels(loss, objective),
         long_average(config),
+        unused_eta(&config.sample),
     ]
     .into_iter()
     .flatten()
@@ -162,6 +163,16 @@ fn long_average(config: &RunConfig) -> Option<String> {
             "ema.halflife_images = {} is longer than the run of {total} images: the averaged weights, which are \
              sampled from, would be mostly those of the start; shorten it, or limit it with ema.rampup_ratio = 0.1",
             ema.halflife_images
+        )
+    })
+}
+
+fn unused_eta(sample: &Sample) -> Option<String> {
+    (!sample.sampler.has_eta() && sample.eta > 0.0).then(|| {
+        format!(
+            "sample.eta = {} changes nothing: {} has a noise of its own, or none; set it to 0, or take ddim",
+            sample.eta,
+            sample.sampler.name()
         )
     })
 }

@@ -52,6 +52,7 @@ fn values_outside_their_range_are_refused_by_key() {
         ("train.checkpoint_every", &["0"]),
         ("train.keep_last", &["0"]),
         ("sample.n_steps", &["0", "1001"]),
+        ("sample.spacing", &["karras"]),
         ("sample.eta", &["-0.1", "1.1", "nan"]),
         ("sample.n_images", &["0", "4097"]),
     ];
@@ -225,6 +226,10 @@ fn what_is_doubtful_is_told_with_a_way_out() {
                 "train.total_images=3k",
             ],
             "longer than the run of 3k images",
+        ),
+        (
+            &["sample.sampler=heun", "sample.eta=0.5"],
+            "changes nothing: heun",
         ),
     ] {
         let warnings = check(&with(assignments)).unwrap();

@@ -63,6 +63,12 @@ pub enum Sampler {
 }
 
 impl Sampler {
+    /// As it is written.
+    pub fn name(self) -> String {
+        let value = clap::ValueEnum::to_possible_value(&self);
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
     /// Whether it goes from timestep to timestep; all others go down through the noise per unit of data, which pure
     /// noise has no finite amount of.
     pub fn is_discrete(self) -> bool {

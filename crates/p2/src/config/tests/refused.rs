@@ -121,6 +121,11 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
     assert!(emoji(&[importance]).is_ok());
     for assignments in [
         &["loss.strata=0"][..],
+        &[
+            "diffusion.schedule={zero-terminal-snr={of=\"linear\"}}",
+            "diffusion.prediction=v",
+            "sample.sampler=heun",
+        ],
         &["loss.strata=3", "loss.antithetic=true"],
         &["loss.density={speed={n_first=1000,ratio=5.0}}"],
         &["loss.density={loss-second-moment={n_history=0,uniform=0.001}}"],
