@@ -1,6 +1,7 @@
 //! Schedules, prediction targets, loss weightings, losses and samplers of image diffusion models.
 #![doc = include_str!("../README.md")]
 
+mod bound;
 mod constant;
 mod denoiser;
 mod density;
@@ -20,6 +21,7 @@ mod stage;
 mod variational;
 mod weighting;
 
+pub use bound::{bound_terms, prior_bpd};
 pub use denoiser::{Denoised, Denoiser, NetworkOutput};
 pub use density::{Density, LossHistory, TimestepDensity};
 pub use effective::EffectiveObjective;

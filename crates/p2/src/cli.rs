@@ -1,5 +1,6 @@
 //! The command line: what may be typed. Nothing is done here.
 
+mod likelihood;
 mod weights;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use crate::engine::Device;
 use crate::print::{ColorChoice, Verbosity};
 use crate::signal::Signal;
 
+pub use likelihood::LikelihoodArgs;
 pub use weights::{WeightsCommand, WeightsListArgs, WeightsShowArgs};
 
 /// How the program ends.
@@ -94,6 +96,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Draw images from a trained model
     Sample(SampleArgs),
+    /// Bound how many bits a model needs for images
+    Likelihood(LikelihoodArgs),
     /// List the configurations that need no file
     Presets(PresetsArgs),
     /// Say what a model or a preset is

@@ -2,6 +2,7 @@
 
 mod bench;
 mod info;
+mod likelihood;
 mod presets;
 mod sample;
 mod train;
@@ -19,6 +20,7 @@ pub fn run(command: Command, printer: &Printer) -> anyhow::Result<ExitStatus> {
         Command::Train(arguments) => train::train(&arguments, printer),
         Command::Presets(arguments) => presets::presets(&arguments, printer),
         Command::Sample(arguments) => sample::sample(&arguments, printer),
+        Command::Likelihood(arguments) => likelihood::likelihood(&arguments, printer),
         Command::Info(arguments) => info::info(&arguments, printer),
         Command::Bench(arguments) => bench::bench(&arguments, printer),
         Command::Weights(command) => weights::weights(&command, printer),

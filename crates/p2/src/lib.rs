@@ -15,6 +15,7 @@ mod digest;
 pub mod durable;
 pub mod engine;
 pub mod fault;
+pub mod likelihood;
 pub mod model;
 pub mod monitor;
 pub mod print;

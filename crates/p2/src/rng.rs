@@ -29,6 +29,8 @@ pub enum Stream {
     Bench = 8,
     /// Features of a learned uncertainty; the index is the parameter's place.
     Uncertainty = 9,
+    /// Noise of a likelihood bound; the index is the image, the lane the timestep.
+    Likelihood = 10,
 }
 
 /// Draws of one (seed, stream, index, lane): a counter-based ChaCha8 generator at its start.

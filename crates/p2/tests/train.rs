@@ -13,6 +13,8 @@ mod train {
     mod images;
     /// Losses that learn.
     mod learning;
+    /// Bounds on the likelihood of images.
+    mod likelihood;
     /// What the program says about images, folders and runs that it cannot use.
     mod message;
     /// Every value of every option.

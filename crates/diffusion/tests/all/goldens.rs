@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions};
 use p2_diffusion::{
     Denoised, LossTerms, NetworkOutput, NoiseSchedule, Objective, Prediction, Result, Variance,
-    Weighting, discretized_gaussian_log_likelihood, sampler,
+    Weighting, bound_terms, discretized_gaussian_log_likelihood, prior_bpd, sampler,
 };
 
 use crate::support::{check, fill_nchw, values};
@@ -113,6 +113,34 @@ fn hybrid_loss() -> Result<()> {
         let got = loss.vb.as_ref().map(values).transpose()?;
         check("vb", &got.unwrap_or_default(), &vb, TOLERANCE);
         check("weighted", &values(&loss.weighted)?, &weighted, TOLERANCE);
+    }
+    Ok(())
+}
+
+/// The bound's terms, which are the hybrid loss's where guesses are not clipped, and its constant part.
+#[test]
+fn bound() -> Result<()> {
+    let vb = [1.890020, 8.925527e-2, 5.529065e-3, 5.861081e-3, 1.146863e-2];
+    let prior = [
+        1.901537e-5,
+        1.608171e-5,
+        1.692151e-5,
+        2.026017e-5,
+        1.754778e-5,
+    ];
+    for dtype in DTYPES {
+        let inputs = Inputs::new(dtype)?;
+        let options = AncestralOptions {
+            clip: Clip::Off,
+            variance: Variance::LearnedRange,
+        };
+        let images = (&inputs.x0, &inputs.x_t);
+        let denoised = inputs.denoised()?;
+        let terms = bound_terms(&inputs.schedule, images, &denoised, &T, options)?;
+        // Differences of means and variances have lost digits in f32, in the reference as well.
+        check("vb", &values(&terms)?, &vb, 1e-4);
+        let got = values(&prior_bpd(&inputs.schedule, &inputs.x0)?)?;
+        check("prior", &got, &prior, 1e-4);
     }
     Ok(())
 }

@@ -52,12 +52,13 @@ fn options_have_one_line_each() {
             Usage: p2 [OPTIONS] <COMMAND>
 
             Commands:
-              train    Train a model, or continue to train it
-              sample   Draw images from a trained model
-              presets  List the configurations that need no file
-              info     Say what a model or a preset is
-              bench    Measure how fast this machine trains and draws
-              weights  Show loss weightings and what they minimize
+              train       Train a model, or continue to train it
+              sample      Draw images from a trained model
+              likelihood  Bound how many bits a model needs for images
+              presets     List the configurations that need no file
+              info        Say what a model or a preset is
+              bench       Measure how fast this machine trains and draws
+              weights     Show loss weightings and what they minimize
 
             Options:
               -q, --quiet         Tell only warnings and errors

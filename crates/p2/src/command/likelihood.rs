@@ -1,0 +1,140 @@
+//! `p2 likelihood`: bits per dimension of images under a model.
+
+use std::fmt::Write as _;
+
+use p2_diffusion::{Levels, Stage};
+use serde_json::json;
+
+use crate::cli::{ExitStatus, LikelihoodArgs};
+use crate::data::{Dataset, Split};
+use crate::durable;
+use crate::engine;
+use crate::likelihood::{Bound, BoundOptions, bound};
+use crate::model::Model;
+use crate::model::file::load;
+use crate::print::Printer;
+use crate::problem::Problem;
+
+/// Images computed at once, if the user does not say.
+const BATCH_SIZE: usize = 16;
+
+/// Prints the bound, its stages and, if wanted, all its terms.
+pub(super) fn likelihood(
+    arguments: &LikelihoodArgs,
+    printer: &Printer,
+) -> anyhow::Result<ExitStatus> {
+    engine::with_threads(arguments.threads, |cpu| {
+        let loaded = load(&arguments.model, cpu)?;
+        for skipped in &loaded.skipped {
+            printer.warn(skipped);
+        }
+        let options = options(arguments, &loaded.model)?;
+        let mut data = loaded.run.data.clone();
+        data.path.clone_from(&arguments.data);
+        let dataset = Dataset::open(&data)?;
+        let n_images = n_images(arguments, dataset.n_images(options.split))?;
+        let bound = bound(&loaded.model, &dataset, 0..n_images, &options, |done| {
+            printer.detail(format_args!("{done} of {n_images} images"));
+            Ok(())
+        })?;
+        for skipped in dataset.skipped() {
+            printer.warn(format_args!("skipped {}: {}", skipped.file, skipped.reason));
+        }
+        if let Some(path) = &arguments.csv {
+            durable::write(path, csv(&bound)?.as_bytes())?;
+        }
+        print(&bound, arguments, printer)?;
+        Ok(ExitStatus::Done)
+    })
+}
+
+fn options(arguments: &LikelihoodArgs, model: &Model) -> anyhow::Result<BoundOptions> {
+    let training = model.schedule();
+    let n_timesteps = training.n_timesteps();
+    let levels = match arguments.steps.map(std::num::NonZero::get) {
+        Some(steps) if steps > n_timesteps => {
+            let message = format!("{steps} steps, but the model knows {n_timesteps} noise levels");
+            let hint = format!("use --steps from 1 to {n_timesteps}");
+            return Err(Problem::new(message).hint(hint).into());
+        }
+        Some(steps) => Levels::from_spec(training, &steps.to_string())?,
+        None => Levels::all(training),
+    };
+    let batch_size = arguments
+        .batch_size
+        .map_or(BATCH_SIZE, std::num::NonZero::get);
+    Ok(BoundOptions {
+        split: if arguments.training {
+            Split::Training
+        } else {
+            Split::HeldOut
+        },
+        levels,
+        batch_size,
+        seed: arguments.seed,
+    })
+}
+
+/// How many of the images that there are.
+fn n_images(arguments: &LikelihoodArgs, n_all: usize) -> Result<usize, Problem> {
+    if n_all == 0 {
+        let message = format!("{} has no held-out images for this model", arguments.data);
+        return Err(Problem::new(message)
+            .because("it was trained with data.held_out = 0, or there are too few images")
+            .hint("bound the training images with --training"));
+    }
+    match arguments.n_images.map(std::num::NonZero::get) {
+        Some(n) if n > n_all => Err(Problem::new(format!("{n} images, but there are {n_all}"))
+            .hint(format!(
+                "use --n-images from 1 to {n_all}, or leave it away"
+            ))),
+        n => Ok(n.unwrap_or(n_all)),
+    }
+}
+
+fn print(bound: &Bound, arguments: &LikelihoodArgs, printer: &Printer) -> anyhow::Result<()> {
+    let (mean, error) = (bound.mean(), bound.standard_error());
+    let stages = Stage::ALL.map(|stage| stage_bits(bound, stage));
+    let n_images = bound.bits_per_dim.len();
+    if arguments.json {
+        let [clean_up, content, coarse] = stages;
+        return printer.json(&json!({
+            "bits_per_dim": mean,
+            // One image has no error; JSON has no NaN.
+            "standard_error": error.is_finite().then_some(error),
+            "n_images": n_images,
+            "nfe": bound.terms.len(),
+            "prior_bpd": bound.prior_bpd,
+            "stage_bpd": { "clean_up": clean_up, "content": content, "coarse": coarse },
+            "terms": bound.terms,
+        }));
+    }
+    let [clean_up, content, coarse] = stages;
+    Ok(printer.data(format_args!(
+        "{mean:.4} +- {error:.4} bits per dimension, at most: mean and standard error of {n_images} images, {} levels\n\
+         clean-up {clean_up:.4}, of which pixels at the first level {:.4}\n\
+         content {content:.4}\n\
+         coarse {coarse:.5}, and {:.6} for what is not quite noise at the end",
+        bound.terms.len(),
+        bound.terms.first().map_or(f64::NAN, |term| term.bits_per_dim),
+        bound.prior_bpd,
+    ))?)
+}
+
+/// The terms of a stage, added up.
+fn stage_bits(bound: &Bound, stage: Stage) -> f64 {
+    let levels = bound
+        .terms
+        .iter()
+        .filter(|term| stage == Stage::of(p2_diffusion::NoiseLevel::from_log_snr(term.log_snr)));
+    levels.map(|term| term.bits_per_dim).sum()
+}
+
+fn csv(bound: &Bound) -> anyhow::Result<String> {
+    let mut text = String::from("t,log_snr,bits_per_dim,mse_eps\n");
+    for term in &bound.terms {
+        let (t, log_snr, bits, mse) = (term.t, term.log_snr, term.bits_per_dim, term.mse_eps);
+        writeln!(text, "{t},{log_snr},{bits},{mse}")?;
+    }
+    Ok(text)
+}
