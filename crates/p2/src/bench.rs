@@ -245,7 +245,7 @@ fn random_batch(first_image_idx: u64, batch_size: usize, size: usize) -> Batch {
 fn sampling(run: &Run, model: &Model, n_steps: NonZeroUsize) -> anyhow::Result<Sampling> {
     let n_images = run.sample.n_images;
     let options = SampleOptions::of(&run.sample);
-    let draw_all = |options: &SampleOptions| -> anyhow::Result<()> {
+    let draw_all = |options: &SampleOptions<'_>| -> anyhow::Result<()> {
         for first in (0..n_images).step_by(run.train.batch_size) {
             let end = (first + run.train.batch_size).min(n_images);
             draw(model, first as u64..end as u64, options, || Ok(()))?;

@@ -263,6 +263,16 @@ pub struct SampleArgs {
     /// Class of the images, counted from 0 [default: all in turn]
     #[arg(long, value_name = "CLASS")]
     pub class: Option<u32>,
+    /// How far to go from the guess without a class through the one with it; 1 is not at all [default:
+    /// sample.guidance of the model]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    pub guidance_scale: Option<f64>,
+    /// Guide only between these amounts of noise per unit of data
+    #[arg(long, value_name = "SIGMA", num_args = 2, value_names = ["LEAST", "MOST"])]
+    pub guidance_sigmas: Option<Vec<f64>>,
+    /// Guide away from the guess of another model, such as a smaller one
+    #[arg(long, value_name = "MODEL")]
+    pub guide: Option<PathBuf>,
     /// Images computed at once; changes no result [default: 16]
     #[arg(long, value_name = "IMAGES")]
     pub batch_size: Option<std::num::NonZeroUsize>,

@@ -30,6 +30,9 @@ pub struct Model {
     schedule: NoiseSchedule,
     prediction: Prediction,
     variance: Variance,
+    n_classes: usize,
+    /// The label of an image without a class, if the model was trained on some.
+    no_class: Option<u32>,
     cpu: Cpu,
 }
 
@@ -76,6 +79,8 @@ impl Model {
             schedule: from_config::schedule(&config.diffusion)?,
             prediction: from_config::prediction(config.diffusion.prediction),
             variance: from_config::variance(config.diffusion.variance),
+            n_classes: config.model.n_classes,
+            no_class: (config.model.label_dropout > 0.0).then_some(config.model.n_classes as u32),
             cpu: Cpu {
                 precision: from_config::precision(config.train.precision),
                 ..cpu
@@ -120,7 +125,12 @@ impl Model {
 
     /// Number of classes; 0 for an unconditional model.
     pub fn n_classes(&self) -> usize {
-        self.unet.config().n_classes
+        self.n_classes
+    }
+
+    /// The label of an image without a class, if the model was trained on some.
+    pub fn no_class(&self) -> Option<u32> {
+        self.no_class
     }
 
     /// What errors of the model are measured with where no weight counts.

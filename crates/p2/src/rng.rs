@@ -31,6 +31,8 @@ pub enum Stream {
     Uncertainty = 9,
     /// Noise of a likelihood bound; the index is the image, the lane the timestep.
     Likelihood = 10,
+    /// Whether a training image loses its class; the index is the image's place in the run.
+    LabelDropout = 11,
 }
 
 /// Draws of one (seed, stream, index, lane): a counter-based ChaCha8 generator at its start.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use p2_diffusion::sampler::StepReport;
-use p2_diffusion::{Denoised, Denoiser as _};
+use p2_diffusion::{Denoised, Denoiser, Guided};
 
 use crate::checkpoint::{self, NamedTensor, TensorFile};
 use crate::config::section::{self, Sampler, Spacing};
@@ -17,8 +17,8 @@ use crate::rng::{Draws, Stream};
 use run::Run;
 
 /// How images are drawn.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SampleOptions {
+#[derive(Debug, Clone, Copy)]
+pub struct SampleOptions<'a> {
     /// Which sampler.
     pub sampler: Sampler,
     /// Steps from noise to image.
@@ -31,9 +31,33 @@ pub struct SampleOptions {
     pub seed: u64,
     /// The class of every image; `None` for all classes in turn.
     pub class: Option<u32>,
+    /// Away from a worse guess.
+    pub guidance: Guidance<'a>,
 }
 
-impl SampleOptions {
+/// How samples are pushed away from a worse guess.
+#[derive(Debug, Clone, Copy)]
+pub struct Guidance<'a> {
+    /// How far; 1 is not at all.
+    pub scale: f64,
+    /// Least and most noise per unit of data at which they are.
+    pub sigmas: [f64; 2],
+    /// Whose guess is worse; `None` for the model's own without a class.
+    pub by: Option<&'a Model>,
+}
+
+impl Guidance<'_> {
+    /// At all noise levels, by the model itself.
+    pub fn of_scale(scale: f64) -> Self {
+        Self {
+            scale,
+            sigmas: [0.0, f64::INFINITY],
+            by: None,
+        }
+    }
+}
+
+impl SampleOptions<'_> {
     /// As a configuration says, for all classes in turn.
     pub fn of(sample: &section::Sample) -> Self {
         Self {
@@ -43,6 +67,7 @@ impl SampleOptions {
             eta: sample.eta,
             seed: sample.seed,
             class: None,
+            guidance: Guidance::of_scale(sample.guidance),
         }
     }
 }
@@ -65,7 +90,7 @@ pub struct Drawn {
 pub fn draw(
     model: &Model,
     images: Range<u64>,
-    options: &SampleOptions,
+    options: &SampleOptions<'_>,
     mut on_step: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Drawn> {
     // The steps of the flow are as long as all its images allow: each is alone.
@@ -81,18 +106,15 @@ pub fn draw(
             .clone()
             .map(|image| label(model, options, image))
             .collect();
-        let denoiser = model.denoiser(&labels);
-        let counting = |x_t: &Tensor, t: &[f64]| -> p2_diffusion::Result<Denoised> {
-            n_evaluations.set(n_evaluations.get() + t.len());
-            denoiser.denoise(x_t, t)
-        };
+        let count = |n: usize| n_evaluations.set(n_evaluations.get() + n);
+        let denoiser = guided(model, &labels, options, &count)?;
         let mut report = |_: StepReport<'_>| {
             on_step().map_err(|error| p2_diffusion::Error::Caller(error.into()))
         };
         let noise = |lane: u64| noise(part.clone(), model.image_size(), options.seed, lane);
         let run = Run {
             model,
-            denoiser: &counting,
+            denoiser: denoiser.as_ref(),
             options,
             noise: &mut |i| noise(i as u64 + 1),
             report: &mut report,
@@ -103,6 +125,37 @@ pub fn draw(
         pixels: Tensor::cat(&parts, 0)?,
         n_evaluations: n_evaluations.get(),
     })
+}
+
+/// The model as a sampler shall see it: guided, and with its evaluations counted.
+fn guided<'a>(
+    model: &'a Model,
+    labels: &'a [u32],
+    options: &SampleOptions<'a>,
+    count: &'a dyn Fn(usize),
+) -> anyhow::Result<Box<dyn Denoiser + 'a>> {
+    let guidance = options.guidance;
+    let good = counted(model, labels.to_vec(), count);
+    if guidance.scale == 1.0 {
+        return Ok(Box::new(good));
+    }
+    let bad = match (guidance.by, model.no_class()) {
+        (Some(other), _) => counted(other, labels.to_vec(), count),
+        (None, Some(no_class)) => counted(model, vec![no_class; labels.len()], count),
+        (None, None) => anyhow::bail!("the model was never trained without classes"),
+    };
+    // Noise per unit of data is one over the root of the SNR.
+    let [least, most] = guidance.sigmas.map(|sigma| -2.0 * sigma.ln());
+    let guided = Guided::new(good, bad, guidance.scale, model.schedule());
+    Ok(Box::new(guided.within(most..=least)))
+}
+
+/// A model's guesses for images of these classes, counted.
+fn counted<'a>(model: &'a Model, labels: Vec<u32>, count: &'a dyn Fn(usize)) -> impl Denoiser + 'a {
+    move |x_t: &Tensor, t: &[f64]| -> p2_diffusion::Result<Denoised> {
+        count(t.len());
+        model.denoiser(&labels).denoise(x_t, t)
+    }
 }
 
 /// The noise of images, `[N, H, W, 3]`: lane 0 is the first one, lane i + 1 that of step (or draw) i.
@@ -120,7 +173,7 @@ fn noise(images: Range<u64>, size: usize, seed: u64, lane: u64) -> p2_diffusion:
 }
 
 /// The class of an image: the one asked for, or all in turn.
-fn label(model: &Model, options: &SampleOptions, image: u64) -> u32 {
+fn label(model: &Model, options: &SampleOptions<'_>, image: u64) -> u32 {
     let n_classes = model.n_classes().max(1) as u64;
     options.class.unwrap_or((image % n_classes) as u32)
 }

@@ -38,6 +38,7 @@ use crate::config::Run;
 use crate::data::{Batch, Loader};
 use crate::fault;
 use crate::model::{Model, Noised, objective, recompute};
+use crate::rng::{Draws, Stream};
 
 /// A run in memory.
 pub(crate) struct Trainer {
@@ -182,10 +183,11 @@ impl Trainer {
 
     /// The network's output for the noised images of a batch from `first` on, recorded.
     fn record(&self, batch: &Batch, first: usize, x_t: &Tensor, t: &[f64]) -> anyhow::Result<Node> {
+        let labels = self.labels(batch, first, t.len());
         let noised = Noised {
             x_t,
             t,
-            labels: &batch.labels[first..first + t.len()],
+            labels: &labels,
         };
         let dropout: Rc<dyn Dropout> = Rc::new(RunDropout {
             seed: self.run.train.seed,
@@ -199,6 +201,23 @@ impl Trainer {
             None => tape,
         };
         self.model.record(&tape, noised, Some(&dropout))
+    }
+
+    /// The classes of n images of a batch from `first` on; some are lost.
+    fn labels(&self, batch: &Batch, first: usize, n: usize) -> Vec<u32> {
+        let (seed, dropout) = (self.run.train.seed, self.run.model.label_dropout);
+        let image_idx = batch.first_image_idx + first as u64;
+        let labels = (image_idx..).zip(&batch.labels[first..first + n]);
+        labels
+            .map(|(image_idx, &label)| match self.model.no_class() {
+                Some(no_class)
+                    if Draws::at(seed, Stream::LabelDropout, image_idx).uniform() < dropout =>
+                {
+                    no_class
+                }
+                _ => label,
+            })
+            .collect()
     }
 
     /// The noise and the noise levels of the n images of the run from `image_idx` on.

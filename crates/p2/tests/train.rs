@@ -9,6 +9,8 @@ mod train {
     mod equal;
     /// A NaN, a full disk, a damaged checkpoint.
     mod fault;
+    /// Samples pushed away from a worse guess.
+    mod guidance;
     /// Folders with images that cannot be used.
     mod images;
     /// Losses that learn.

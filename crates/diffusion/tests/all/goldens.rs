@@ -5,7 +5,8 @@ use candle_core::{DType, Tensor};
 use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions};
 use p2_diffusion::{
     Denoised, LossTerms, NetworkOutput, NoiseSchedule, Objective, Prediction, Result, Variance,
-    Weighting, bound_terms, discretized_gaussian_log_likelihood, prior_bpd, sampler,
+    Weighting, bound_terms, condition_mean, condition_score, discretized_gaussian_log_likelihood,
+    prior_bpd, sampler,
 };
 
 use crate::support::{check, fill_nchw, values};
@@ -199,6 +200,33 @@ fn reverse_step() -> Result<()> {
             TOLERANCE,
         );
         check("x0_hat", &corners(&step.x0_hat)?, &x0_hat, TOLERANCE);
+    }
+    Ok(())
+}
+
+/// A classifier whose gradient is 0.1 x, in both forms of the reference.
+#[test]
+fn classifier_guidance() -> Result<()> {
+    let by_mean = [4.099646, 7.030406, 5.008079, 10.49275, -7.600600];
+    let by_score = [4.099651, 7.030424, 5.008092, 10.49281, -7.600755];
+    for dtype in DTYPES {
+        let inputs = Inputs::new(dtype)?;
+        let (schedule, x_t) = (&inputs.schedule, &inputs.x_t);
+        let options = AncestralOptions {
+            clip: Clip::Pixels,
+            variance: Variance::LearnedRange,
+        };
+        let (denoised, gradient) = (inputs.denoised()?, x_t.affine(0.1, 0.0)?);
+        let step = sampler::p_mean_variance(schedule, x_t, &denoised, &T, options)?;
+        let got = condition_mean(&step, &gradient)?;
+        check("mean", &sums(&got.mean)?, &by_mean, TOLERANCE);
+        let moved = condition_score(schedule, x_t, &denoised, &gradient, (&T, Clip::Pixels))?;
+        let options = AncestralOptions {
+            clip: Clip::Off,
+            ..options
+        };
+        let got = sampler::p_mean_variance(schedule, x_t, &moved, &T, options)?;
+        check("score", &sums(&got.mean)?, &by_score, TOLERANCE);
     }
     Ok(())
 }

@@ -13,11 +13,11 @@ use crate::config::section::Spacing;
 use crate::durable;
 use crate::engine;
 use crate::model::Model;
-use crate::model::file::load;
+use crate::model::file::{Loaded, load};
 use crate::monitor::grid::{Images, Size};
 use crate::print::Printer;
 use crate::problem::Problem;
-use crate::sample::{SampleOptions, draw, raw_file};
+use crate::sample::{Guidance, SampleOptions, draw, raw_file};
 
 /// Images computed at once, if the user does not say.
 const BATCH_SIZE: u64 = 16;
@@ -32,7 +32,13 @@ pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Resul
         for skipped in &loaded.skipped {
             printer.warn(skipped);
         }
-        let options = options(arguments, &loaded.run)?;
+        let guide = arguments.guide.as_deref();
+        let guide = guide.map(|path| load(path, cpu)).transpose()?;
+        let guide = guide.as_ref().map(|loaded| &loaded.model);
+        let options = SampleOptions {
+            guidance: guidance(arguments, &loaded, guide)?,
+            ..options(arguments, &loaded.run)?
+        };
         printer.note(format_args!("sampling from {}", loaded.path.display()));
         durable::make_folder(&arguments.out)?;
         // Now rather than after hours of drawing.
@@ -73,7 +79,7 @@ pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Resul
 fn draw_all(
     arguments: &SampleArgs,
     model: &Model,
-    options: &SampleOptions,
+    options: &SampleOptions<'_>,
     n_images: u64,
     printer: &Printer,
 ) -> anyhow::Result<(Vec<f32>, f64)> {
@@ -115,7 +121,7 @@ fn images(pixels: &[f32], size: usize) -> anyhow::Result<Images<'_>> {
 }
 
 /// What the user asks for, and for the rest what the model was trained to show.
-fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, Problem> {
+fn options<'a>(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions<'a>, Problem> {
     let options = SampleOptions {
         sampler: arguments.sampler.unwrap_or(config.sample.sampler),
         n_steps: arguments
@@ -125,6 +131,7 @@ fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, 
         eta: arguments.eta.unwrap_or(config.sample.eta),
         seed: arguments.seed,
         class: arguments.class,
+        guidance: Guidance::of_scale(1.0),
     };
     let n_timesteps = config.diffusion.n_timesteps;
     if options.n_steps > n_timesteps {
@@ -157,4 +164,61 @@ fn options(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions, 
         .hint(format!("use --class from 0 to {}", n_classes - 1))),
         _ => Ok(options),
     }
+}
+
+/// How far to go away from which worse guess.
+fn guidance<'a>(
+    arguments: &SampleArgs,
+    loaded: &Loaded,
+    guide: Option<&'a Model>,
+) -> Result<Guidance<'a>, Problem> {
+    let scale = arguments
+        .guidance_scale
+        .unwrap_or(loaded.run.sample.guidance);
+    if !(scale.is_finite() && scale >= 0.0) {
+        return Err(
+            Problem::new(format!("--guidance-scale is {scale}")).hint("use 0 or more; 1 is none")
+        );
+    }
+    let sigmas = match arguments.guidance_sigmas.as_deref() {
+        None => [0.0, f64::INFINITY],
+        Some(&[least, most]) if (0.0..most).contains(&least) => [least, most],
+        Some(sigmas) => {
+            return Err(Problem::new(format!("--guidance-sigmas are {sigmas:?}"))
+                .hint("give the least noise first, 0 or more"));
+        }
+    };
+    match guide {
+        None if scale != 1.0 && loaded.model.no_class().is_none() => {
+            return Err(Problem::new("the model cannot guide itself")
+                .because("it was not trained without classes as well")
+                .hint("train with model.label_dropout = 0.1, or give another model with --guide"));
+        }
+        Some(guide) if guide.image_size() != loaded.model.image_size() => {
+            let (size, other) = (loaded.model.image_size(), guide.image_size());
+            return Err(Problem::new(format!(
+                "the model draws images of {size} pixels, its guide of {other}"
+            ))
+            .hint("give a guide of the same size"));
+        }
+        Some(guide) if guide.n_classes() != loaded.model.n_classes() && guide.n_classes() > 0 => {
+            let (n, other) = (loaded.model.n_classes(), guide.n_classes());
+            return Err(
+                Problem::new(format!("the model knows {n} classes, its guide {other}"))
+                    .hint("give a guide of the same classes, or of none"),
+            );
+        }
+        Some(_) if scale == 1.0 => {
+            return Err(
+                Problem::new("--guide without a scale other than 1 guides nothing")
+                    .hint("add --guidance-scale 2"),
+            );
+        }
+        _ => {}
+    }
+    Ok(Guidance {
+        scale,
+        sigmas,
+        by: guide,
+    })
 }

@@ -139,6 +139,18 @@ fn check_model(model: &Model, image_size: usize) -> Result<(), Violation> {
         "model.n_classes",
         model.n_classes,
         format!("0 (no classes) to {MAX_CLASSES}"),
+    )?;
+    ensure(
+        (0.0..1.0).contains(&model.label_dropout),
+        "model.label_dropout",
+        model.label_dropout,
+        "0 up to but not 1",
+    )?;
+    ensure(
+        model.label_dropout == 0.0 || model.n_classes > 0,
+        "model.label_dropout",
+        model.label_dropout,
+        "0 for a model without classes",
     )
 }
 
@@ -355,6 +367,21 @@ fn check_sample(sample: &Sample, config: &RunConfig) -> Result<(), Violation> {
         sample.eta,
         "0 to 1",
     )?;
+    ensure(
+        is_size(sample.guidance),
+        "sample.guidance",
+        sample.guidance,
+        "0 or more, finite; 1 is none",
+    )?;
+    ensure(
+        sample.guidance == 1.0 || config.model.label_dropout > 0.0,
+        "sample.guidance",
+        sample.guidance,
+        "1 for a model that is not trained without classes as well",
+    )
+    .map_err(because(
+        "guidance leads away from what the model says without a class: set model.label_dropout = 0.1",
+    ))?;
     ensure(
         (1..=MAX_GRID_IMAGES).contains(&sample.n_images),
         "sample.n_images",

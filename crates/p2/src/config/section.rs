@@ -84,6 +84,8 @@ pub struct Model {
     pub dropout: f64,
     /// Number of classes of a class-conditional model; 0 for an unconditional one.
     pub n_classes: usize,
+    /// Share of images trained without their class, in `[0, 1)`; above 0 for classifier-free guidance.
+    pub label_dropout: f64,
 }
 
 /// How many attention heads: `{ channels = 64 }` or `{ count = 4 }`.

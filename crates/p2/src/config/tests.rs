@@ -106,6 +106,7 @@ fn written_toml_looks_like_a_preset() {
         time_conditioning = "scale-shift"
         dropout = 0.0
         n_classes = 0
+        label_dropout = 0.0
 
         [diffusion]
         schedule = "linear"
@@ -153,6 +154,7 @@ fn written_toml_looks_like_a_preset() {
         n_steps = 25
         spacing = "even"
         eta = 0.0
+        guidance = 1.0
         n_images = 64
         seed = 0
     "#]]

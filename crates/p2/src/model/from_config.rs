@@ -36,7 +36,8 @@ pub(crate) fn unet(config: &RunConfig) -> UNetConfig {
             section::TimeConditioning::Additive => TimeConditioning::Additive,
         },
         dropout: model.dropout,
-        n_classes: model.n_classes,
+        // One more where images are trained without their class: that is a class, too.
+        n_classes: model.n_classes + usize::from(model.label_dropout > 0.0),
     }
 }
 

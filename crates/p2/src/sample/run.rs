@@ -30,16 +30,16 @@ const LANGEVIN_SNR: f64 = 0.16;
 const CLIP: Clip = Clip::Pixels;
 
 /// A sampler about to run.
-pub(super) struct Run<'a, D> {
+pub(super) struct Run<'a, D: ?Sized> {
     pub(super) model: &'a Model,
     pub(super) denoiser: &'a D,
-    pub(super) options: &'a SampleOptions,
+    pub(super) options: &'a SampleOptions<'a>,
     /// The noise of a step.
     pub(super) noise: &'a mut dyn FnMut(usize) -> Result<Tensor>,
     pub(super) report: &'a mut dyn FnMut(StepReport<'_>) -> Result<()>,
 }
 
-impl<D: Denoiser> Run<'_, D> {
+impl<D: Denoiser + ?Sized> Run<'_, D> {
     /// Draws images from noise, `[N, H, W, 3]` to the same.
     pub(super) fn from(self, x_t: Tensor) -> Result<Tensor> {
         let training = self.model.schedule();
@@ -191,7 +191,7 @@ impl<D: Denoiser> Run<'_, D> {
 }
 
 /// The noise levels of so many steps.
-fn levels(schedule: &NoiseSchedule, options: &SampleOptions) -> Result<Levels> {
+fn levels(schedule: &NoiseSchedule, options: &SampleOptions<'_>) -> Result<Levels> {
     let n_steps = options.n_steps;
     match options.spacing {
         // Respacing would take the cleanest level; one step from noise starts at the noisiest.

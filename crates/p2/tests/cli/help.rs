@@ -126,27 +126,39 @@ fn options_have_one_line_each() {
               <MODEL>  A run, a checkpoint or a .safetensors file
 
             Options:
-                  --n-images <IMAGES>       How many images
-                  --sampler <SAMPLER>       How to sample [default: sample.sampler of the model] [possible
-                                            values: ancestral, ddim, euler, heun, heun-churn, euler-ancestral,
-                                            dpm-2m, dpm-3m, dpm-2s, unipc, plms, flow, pc-vp, pc-ve]
-                  --steps <STEPS>           Steps from noise to image [default: sample.n_steps of the model]
-                  --spacing <SPACING>       Which noise levels the steps lead through [default: sample.spacing
-                                            of the model] [possible values: even, leading, trailing, karras]
-                  --eta <SHARE>             Share of fresh noise per step, 0 to 1 [default: sample.eta of the
-                                            model]
-                  --seed <N>                Seed of the noise; image i of a seed is always the same [default: 0]
-                  --class <CLASS>           Class of the images, counted from 0 [default: all in turn]
-                  --batch-size <IMAGES>     Images computed at once; changes no result [default: 16]
-                  --threads <N>             Threads to compute with; changes no result [default: one per core]
-                  --raw <FILE.safetensors>  Save the unrounded pixels as well, in [-1, 1] and [N, H, W, C]
-                  --json                    Print the results as JSON
-                  --out <DIR>               Folder of the images
-              -q, --quiet                   Tell only warnings and errors
-              -v, --verbose                 Tell more
-                  --color <WHEN>            When to color text for people [default: auto] [possible values:
-                                            auto, always, never]
-              -h, --help                    Print help
+                  --n-images <IMAGES>               How many images
+                  --sampler <SAMPLER>               How to sample [default: sample.sampler of the model]
+                                                    [possible values: ancestral, ddim, euler, heun, heun-churn,
+                                                    euler-ancestral, dpm-2m, dpm-3m, dpm-2s, unipc, plms, flow,
+                                                    pc-vp, pc-ve]
+                  --steps <STEPS>                   Steps from noise to image [default: sample.n_steps of the
+                                                    model]
+                  --spacing <SPACING>               Which noise levels the steps lead through [default:
+                                                    sample.spacing of the model] [possible values: even,
+                                                    leading, trailing, karras]
+                  --eta <SHARE>                     Share of fresh noise per step, 0 to 1 [default: sample.eta
+                                                    of the model]
+                  --seed <N>                        Seed of the noise; image i of a seed is always the same
+                                                    [default: 0]
+                  --class <CLASS>                   Class of the images, counted from 0 [default: all in turn]
+                  --guidance-scale <SCALE>          How far to go from the guess without a class through the one
+                                                    with it; 1 is not at all [default: sample.guidance of the
+                                                    model]
+                  --guidance-sigmas <LEAST> <MOST>  Guide only between these amounts of noise per unit of data
+                  --guide <MODEL>                   Guide away from the guess of another model, such as a
+                                                    smaller one
+                  --batch-size <IMAGES>             Images computed at once; changes no result [default: 16]
+                  --threads <N>                     Threads to compute with; changes no result [default: one per
+                                                    core]
+                  --raw <FILE.safetensors>          Save the unrounded pixels as well, in [-1, 1] and [N, H, W,
+                                                    C]
+                  --json                            Print the results as JSON
+                  --out <DIR>                       Folder of the images
+              -q, --quiet                           Tell only warnings and errors
+              -v, --verbose                         Tell more
+                  --color <WHEN>                    When to color text for people [default: auto] [possible
+                                                    values: auto, always, never]
+              -h, --help                            Print help
 
             Example: p2 sample runs/emoji-32 --n-images 64 --steps 50 --out samples
             --- stderr

@@ -44,7 +44,14 @@ fn a_folder_with_damage_trains_and_tells_exactly_what_is_skipped() {
     fs::write(folder.join("words.jpeg"), "these are no pixels").unwrap();
     fs::write(folder.join("notes.txt"), "not looked at").unwrap();
 
-    let more = ["--set", "model.n_classes=0", "--max-steps", "6"];
+    let more = [
+        "--set",
+        "model.n_classes=0",
+        "--set",
+        "model.label_dropout=0",
+        "--max-steps",
+        "6",
+    ];
     let output = project.train("run", &more).output().unwrap();
     let said = stderr(&output);
     assert!(output.status.success(), "{said}");

@@ -305,7 +305,17 @@ fn what_the_model_cannot_draw_is_refused() {
             hint: leave --eta away, or use --sampler ddim
         "#]],
     );
-    project.finish("plain", &["--max-steps", "1", "--set", "model.n_classes=0"]);
+    project.finish(
+        "plain",
+        &[
+            "--max-steps",
+            "1",
+            "--set",
+            "model.n_classes=0",
+            "--set",
+            "model.label_dropout=0",
+        ],
+    );
     check_refused(
         folder,
         "plain",

@@ -24,6 +24,8 @@ fn every_weighting_trains_on_the_bundled_images() {
                 "--set",
                 "model.n_classes=0",
                 "--set",
+                "model.label_dropout=0",
+                "--set",
                 "train.log_every=6",
                 "--set",
                 "train.checkpoint_every=120",

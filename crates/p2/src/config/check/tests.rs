@@ -34,6 +34,7 @@ fn values_outside_their_range_are_refused_by_key() {
         ("model.heads.channels", &["0", "48", "256"]),
         ("model.dropout", &["1.0", "-0.1", "nan"]),
         ("model.n_classes", &["1000001"]),
+        ("model.label_dropout", &["1.0", "-0.1", "0.1"]),
         ("diffusion.n_timesteps", &["0", "20", "100001"]),
         ("loss.weighting.k", &["0", "-1", "inf", "nan"]),
         ("loss.weighting.gamma", &["-0.1", "5", "6", "inf", "nan"]),
@@ -53,6 +54,7 @@ fn values_outside_their_range_are_refused_by_key() {
         ("train.keep_last", &["0"]),
         ("sample.n_steps", &["0", "1001"]),
         ("sample.spacing", &["karras"]),
+        ("sample.guidance", &["-1", "inf", "2"]),
         ("sample.eta", &["-0.1", "1.1", "nan"]),
         ("sample.n_images", &["0", "4097"]),
     ];

@@ -14,6 +14,8 @@ pub struct Sample {
     pub spacing: Spacing,
     /// Share of fresh noise per step, for samplers that can have any: 0 is deterministic, 1 as ancestral sampling.
     pub eta: f64,
+    /// Scale of classifier-free guidance; 1 is none, and needs no `model.label_dropout`.
+    pub guidance: f64,
     /// Images in a grid.
     pub n_images: usize,
     /// Seed of the noise: the same in every grid.

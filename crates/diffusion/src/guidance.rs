@@ -1,0 +1,141 @@
+//! Pushing samples toward a class: away from a worse denoiser, or along a classifier's gradient.
+
+use std::ops::RangeInclusive;
+
+use candle_core::Tensor;
+
+use crate::per_image::{self, Term};
+use crate::sampler::{AncestralOptions, Clip, ReverseStep, p_mean_variance};
+use crate::{Denoised, Denoiser, NoiseSchedule, Result};
+
+/// A denoiser that goes on from a bad guess through a good one: `bad + scale (good - bad)`.
+///
+/// With the same model without a class as the bad one it is classifier-free guidance; with a smaller or less trained
+/// model it is autoguidance. A scale of 1 is the good one alone.
+///
+/// # Source
+/// Ho and Salimans 2022, arXiv 2207.12598, eq. 6 (its w is `scale - 1`); Karras et al. 2024, arXiv 2406.02507, eq. 4
+/// (autoguidance); Kynkäänniemi et al. 2024, arXiv 2404.07724 (intervals).
+///
+/// # Example
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// # use p2_diffusion::{Denoised, Denoiser, Guided, NoiseSchedule, Result};
+/// let says = |x0: f64| move |x_t: &Tensor, _t: &[f64]| -> Result<Denoised> {
+///     Ok(Denoised { x0_hat: x_t.affine(0.0, x0)?, variance_mix: None })
+/// };
+/// let schedule = NoiseSchedule::linear(1000)?;
+/// let guided = Guided::new(says(0.5), says(0.25), 3.0, &schedule);
+/// let guess = guided.denoise(&Tensor::zeros((1, 2), candle_core::DType::F64, &Device::Cpu)?, &[500.0])?;
+/// assert_eq!(guess.x0_hat.to_vec2::<f64>()?, [[1.0, 1.0]]);
+/// # Ok::<(), p2_diffusion::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Guided<G, B> {
+    good: G,
+    bad: B,
+    scale: f64,
+    schedule: NoiseSchedule,
+    log_snrs: RangeInclusive<f64>,
+}
+
+impl<G: Denoiser, B: Denoiser> Guided<G, B> {
+    /// Guidance at all noise levels of the schedule of training.
+    pub fn new(good: G, bad: B, scale: f64, schedule: &NoiseSchedule) -> Self {
+        Self {
+            good,
+            bad,
+            scale,
+            schedule: schedule.clone(),
+            log_snrs: f64::NEG_INFINITY..=f64::INFINITY,
+        }
+    }
+
+    /// The same, at log-SNRs in a range only: elsewhere the good guess stands alone.
+    #[must_use]
+    pub fn within(self, log_snrs: RangeInclusive<f64>) -> Self {
+        Self { log_snrs, ..self }
+    }
+}
+
+impl<G: Denoiser, B: Denoiser> Denoiser for Guided<G, B> {
+    fn denoise(&self, x_t: &Tensor, t: &[f64]) -> Result<Denoised> {
+        let good = self.good.denoise(x_t, t)?;
+        let alpha_bars = self.schedule.alpha_bars(t, t.len())?;
+        let scales: Vec<f64> = alpha_bars
+            .iter()
+            .map(|alpha_bar| {
+                let log_snr = alpha_bar.ln() - (-alpha_bar).ln_1p();
+                let is_inside = self.log_snrs.contains(&log_snr);
+                if is_inside { self.scale } else { 1.0 }
+            })
+            .collect();
+        if scales.iter().all(|&scale| scale == 1.0) {
+            return Ok(good);
+        }
+        let bad = self.bad.denoise(x_t, t)?;
+        per_image::check_shape("x0_hat", &bad.x0_hat, &good.x0_hat)?;
+        let x0_hat = per_image::sum(
+            Term {
+                tensor: &good.x0_hat,
+                factor: scales.clone(),
+            },
+            Term {
+                tensor: &bad.x0_hat,
+                factor: scales.into_iter().map(|scale| 1.0 - scale).collect(),
+            },
+        )?;
+        Ok(Denoised { x0_hat, ..good })
+    }
+}
+
+/// A reverse step moved along a gradient of `log p(y given x_t)`, like `x_t`: `mean + variance gradient`.
+///
+/// The gradient is taken at x_t where the derivation has it at the mean, as in the reference code.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if the gradient is not shaped like the mean.
+///
+/// # Source
+/// Dhariwal and Nichol 2021, arXiv 2105.05233, algorithm 1. Golden: `tests/all/goldens.rs`.
+pub fn condition_mean(step: &ReverseStep, gradient: &Tensor) -> Result<ReverseStep> {
+    per_image::check_shape("gradient", gradient, &step.mean)?;
+    let push = gradient.broadcast_mul(&step.log_variance.exp()?)?;
+    Ok(ReverseStep {
+        mean: (&step.mean + push)?,
+        ..step.clone()
+    })
+}
+
+/// A guess whose noise is moved along a gradient of `log p(y given x_t)`: `eps_hat - sqrt(1 - alpha_bar) gradient`.
+///
+/// `clip` says whether the guess is clipped first; what comes out is not, as in the reference code.
+///
+/// # Errors
+/// As for [`p_mean_variance`]; [`Error::Shape`](crate::Error::Shape) if the gradient is not shaped like `x_t`.
+///
+/// # Source
+/// Dhariwal and Nichol 2021, algorithm 2. Golden: `tests/all/goldens.rs`.
+pub fn condition_score(
+    schedule: &NoiseSchedule,
+    x_t: &Tensor,
+    denoised: &Denoised,
+    gradient: &Tensor,
+    (i, clip): (&[u32], Clip),
+) -> Result<Denoised> {
+    per_image::check_shape("gradient", gradient, x_t)?;
+    let variance = crate::Variance::FixedSmall;
+    let clipped = p_mean_variance(
+        schedule,
+        x_t,
+        denoised,
+        i,
+        AncestralOptions { clip, variance },
+    )?;
+    // A step of the noise by -sqrt(1 - a) g is one of the image by (1 - a) / sqrt(a) g.
+    let factor = per_image::gather(schedule.alpha_bar(), i, |a| (1.0 - a) / a.sqrt());
+    Ok(Denoised {
+        x0_hat: (clipped.x0_hat + per_image::scale(gradient, factor)?)?,
+        variance_mix: denoised.variance_mix.clone(),
+    })
+}
