@@ -34,6 +34,8 @@ pub struct EffectiveObjective {
 impl EffectiveObjective {
     /// The objective of levels drawn from `density` whose eps error is weighed by `weight_eps`.
     ///
+    /// A level of pure noise has no share in it.
+    ///
     /// # Errors
     /// [`Error::Shape`] if the density is one of another number of timesteps; [`Error::NoObjective`] if the weights are
     /// not finite or all 0.
@@ -53,7 +55,11 @@ impl EffectiveObjective {
         let levels = || schedule.noise_levels();
         let products: Vec<f64> = levels()
             .zip(probability)
-            .map(|(level, p)| p * weight_eps(level))
+            .map(|(level, p)| match level.log_snr() {
+                // Pure noise has no eps error, so that its weight may be anything, infinity included.
+                f64::NEG_INFINITY => 0.0,
+                _ => p * weight_eps(level),
+            })
             .collect();
         let mean_weight: f64 = products.iter().sum();
         if !(mean_weight > 0.0 && mean_weight.is_finite()) {

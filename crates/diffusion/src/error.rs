@@ -96,6 +96,16 @@ pub enum Error {
         /// How many there are; 0 if the part is missing.
         found: usize,
     },
+    /// A weighting that learned what is no weight: not a number, or too large for f32.
+    #[error(
+        "the learned weight at t = {t} is {weight:e}: what is learned has diverged, a smaller learning rate of the weighting may help"
+    )]
+    LearnedWeight {
+        /// The first offending timestep.
+        t: u32,
+        /// The refused value.
+        weight: f64,
+    },
     /// A loss whose weighting learns, without the state that it learns into.
     #[error("this weighting learns: give the objective its state with `with_stateful`")]
     MissingState,

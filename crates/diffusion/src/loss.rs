@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::per_image;
 use crate::variational::{self, DetachedError};
-use crate::weighting::{AdaptiveBuckets, defect, target_weights};
+use crate::weighting::{AdaptiveBuckets, target_weights};
 use crate::{
     Error, NoiseLevel, NoiseSchedule, Prediction, Result, StatefulWeighting, Variance, Weighting,
 };
@@ -286,13 +286,8 @@ impl Objective {
         let (mut factor, mut penalty) = (Vec::new(), Vec::new());
         for ((start, adjustment), &t) in start.into_iter().zip(adjustments).zip(t) {
             let weight = start * adjustment.log_factor.exp();
-            if let Some(reason) = defect(weight) {
-                return Err(Error::Weight {
-                    prediction: self.prediction,
-                    t: t as usize,
-                    weight,
-                    reason,
-                });
+            if weight.is_nan() || weight > f64::from(f32::MAX) {
+                return Err(Error::LearnedWeight { t, weight });
             }
             factor.push(weight);
             penalty.push(adjustment.penalty);

@@ -168,8 +168,11 @@ impl NoiseSchedule {
     }
 
     /// `dlog_snr/dt` at a timestep, with t from 0 to 1: between its neighbors, or between it and the one that it
-    /// has. Minus infinity where the SNR is 0.
+    /// has. Where the SNR is 0, that of the level before: times an SNR of 0 any finite slope has the right limit.
     fn slope(&self, t: usize) -> f64 {
+        if t > 0 && self.log_snr[t] == f64::NEG_INFINITY {
+            return self.slope(t - 1);
+        }
         let last = self.log_snr.len() - 1;
         let first = t.saturating_sub(1);
         let mut end = (t + 1).min(last);

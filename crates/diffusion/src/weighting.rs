@@ -4,7 +4,7 @@ mod check;
 mod formula;
 mod stateful;
 
-pub(crate) use check::{defect, target_weights};
+pub(crate) use check::target_weights;
 pub use stateful::{AdaptiveBuckets, Adjustment, StateTensor, StatefulWeighting};
 
 use serde::{Deserialize, Serialize};
@@ -117,14 +117,14 @@ pub enum Weighting {
         sigma_data: f64,
         /// Fourier features of the noise level that u is linear in; the paper uses 128.
         n_features: usize,
-        /// Learning rate of u, above 0.
+        /// Learning rate of u, above 0 and up to 1.
         lr: f64,
     },
     /// 1 over the moving mean of the error in the level's piece of the log-SNR axis: Stable Cascade.
     ///
     /// As learned so far ([`AdaptiveBuckets`]); it starts with 1.
     AdaptiveBuckets {
-        /// How many pieces, at least 2; 300 there.
+        /// How many pieces, at least 3; 300 there.
         n_buckets: usize,
         /// The first piece ends here; -10 there.
         min_log_snr: f64,

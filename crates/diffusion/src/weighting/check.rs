@@ -43,7 +43,7 @@ impl Weighting {
             } => vec![
                 Constant::positive("sigma_data", sigma_data),
                 Constant::count("n_features", n_features, 1, "1 to 65536"),
-                Constant::positive("lr", lr),
+                Constant::that("lr", lr, lr > 0.0 && lr <= 1.0, "above 0, up to 1"),
             ],
             Self::AdaptiveBuckets {
                 n_buckets,
@@ -75,7 +75,7 @@ fn bucket_constants(n_buckets: usize, [min, max]: [f64; 2], beta: f64) -> Vec<Co
     let rises = max > min && max.is_finite();
     let is_share = (0.0..1.0).contains(&beta);
     vec![
-        Constant::count("n_buckets", n_buckets, 2, "2 to 65536"),
+        Constant::count("n_buckets", n_buckets, 3, "3 to 65536"),
         Constant::any("min_log_snr", min),
         Constant::that(
             "max_log_snr",
@@ -87,19 +87,31 @@ fn bucket_constants(n_buckets: usize, [min, max]: [f64; 2], beta: f64) -> Vec<Co
     ]
 }
 
+/// Weights of this share of the largest, and less, are nothing beside it in f32.
+const NOTHING: f64 = 1e-20;
+
 /// The weight on the target's squared error for each timestep, checked to survive the cast to f32.
+///
+/// One that does not, because it is too small, becomes 0 where it is nothing beside the largest.
 pub(crate) fn target_weights(
     schedule: &NoiseSchedule,
     prediction: Prediction,
     weight_target: impl Fn(NoiseLevel) -> f64,
 ) -> Result<Vec<f64>> {
-    let weights: Vec<f64> = schedule.noise_levels().map(weight_target).collect();
-    for (t, &weight) in weights.iter().enumerate() {
-        if let Some(reason) = defect(weight) {
+    let mut weights: Vec<f64> = schedule.noise_levels().map(weight_target).collect();
+    let most = weights.iter().copied().fold(0.0, f64::max);
+    if most == 0.0 && weights.iter().all(|&weight| weight == 0.0) {
+        return Err(Error::NoObjective { mean_weight: 0.0 });
+    }
+    for (t, weight) in weights.iter_mut().enumerate() {
+        if is_lost(*weight) && *weight < NOTHING * most {
+            *weight = 0.0;
+        }
+        if let Some(reason) = defect(*weight) {
             return Err(Error::Weight {
                 prediction,
                 t,
-                weight,
+                weight: *weight,
                 reason,
             });
         }
@@ -107,8 +119,13 @@ pub(crate) fn target_weights(
     Ok(weights)
 }
 
+/// Whether a weight is too small for f32.
+fn is_lost(weight: f64) -> bool {
+    weight > 0.0 && weight < f64::from(f32::MIN_POSITIVE)
+}
+
 /// Why a weight cannot be used, if so. 0 can: it leaves a level out.
-pub(crate) fn defect(weight: f64) -> Option<&'static str> {
+fn defect(weight: f64) -> Option<&'static str> {
     if weight.is_nan() {
         Some("not a finite number")
     } else if weight.is_infinite() {
@@ -117,7 +134,7 @@ pub(crate) fn defect(weight: f64) -> Option<&'static str> {
         Some("negative")
     } else if weight > f64::from(f32::MAX) {
         Some("too large for f32")
-    } else if weight > 0.0 && weight < f64::from(f32::MIN_POSITIVE) {
+    } else if is_lost(weight) {
         Some("too small for f32")
     } else {
         None

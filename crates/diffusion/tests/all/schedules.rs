@@ -84,6 +84,25 @@ fn zero_terminal_snr_keeps_the_first_level() -> Result<()> {
         Err(Error::ZeroSnr { t: 999 })
     ));
     assert!(objective(Prediction::V).is_ok() && objective(Prediction::X0).is_ok());
+    // The slope of the SNR vanishes with it, so that these have a limit: 0.
+    for weighting in [
+        Weighting::VlbContinuous {},
+        Weighting::Likelihood {},
+        Weighting::Sigmoid { bias: 2.0 },
+    ] {
+        for prediction in [Prediction::X0, Prediction::V] {
+            let objective = Objective::new(&schedule, prediction, Variance::FixedSmall, weighting)?;
+            let weights = objective.weight_target();
+            assert!(weights[999] == 0.0 && weights[998] > 0.0, "{weighting:?}");
+        }
+    }
+    // What is minimized is known without the level that has no eps error.
+    let density = TimestepDensity::new(Density::Uniform, &schedule)?;
+    let v_uniform = EffectiveObjective::new(&schedule, &density, |level| {
+        Weighting::VUniform {}.weight_eps(level)
+    })?;
+    assert_eq!(v_uniform.mass()[999], 0.0);
+    assert!(v_uniform.mean_weight().is_finite());
     Ok(())
 }
 

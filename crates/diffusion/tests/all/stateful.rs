@@ -294,3 +294,39 @@ fn a_history_refuses_what_does_not_fit() -> Result<()> {
     check("zero", history.density()?.probability(), &[0.25; 4], 1e-15);
     Ok(())
 }
+
+/// Diverges at once.
+#[derive(Debug)]
+struct Wild;
+
+impl StatefulWeighting for Wild {
+    fn adjust(&self, levels: &[NoiseLevel]) -> Result<Vec<Adjustment>> {
+        let wild = Adjustment {
+            log_factor: 1000.0,
+            penalty: 0.0,
+        };
+        Ok(vec![wild; levels.len()])
+    }
+
+    fn learn(&mut self, _levels: &[NoiseLevel], _errors: &[f64]) -> Result<()> {
+        Ok(())
+    }
+
+    fn state(&self) -> Result<Vec<StateTensor>> {
+        Ok(Vec::new())
+    }
+
+    fn restore(&mut self, _state: &[StateTensor]) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_weight_that_diverged_is_named() -> Result<()> {
+    let wild = objective(Prediction::Eps, Weighting::Simple {})?.with_stateful(Box::new(Wild));
+    let x = fill(&[1, 4], DType::F32, f64::sin)?;
+    let refused = wild.loss(&x, &x, &x, &[5]);
+    let is_named = matches!(refused, Err(Error::LearnedWeight { t: 5, .. }));
+    assert!(is_named, "{refused:?}");
+    Ok(())
+}

@@ -9,6 +9,7 @@ use crate::cli::{ExitStatus, WeightsCommand, WeightsListArgs, WeightsShowArgs};
 use crate::config::{Base, Run, resolve};
 use crate::durable;
 use crate::print::Printer;
+use crate::problem::Problem;
 use crate::weights::catalog::{EXAMPLES, describe};
 use crate::weights::report::{Report, report};
 use crate::weights::{figure, spec};
@@ -54,7 +55,22 @@ fn list(arguments: &WeightsListArgs, printer: &Printer) -> anyhow::Result<()> {
 }
 
 fn show(arguments: &WeightsShowArgs, printer: &Printer) -> anyhow::Result<()> {
-    let run = resolve(&Base::Preset("paper-256".into()), &arguments.overrides())?;
+    let run =
+        resolve(&Base::Preset("paper-256".into()), &arguments.overrides()).map_err(|problem| {
+            // Files and `--set` are not what the user wrote.
+            problem
+                .at(None)
+                .hint("change it with --schedule, --prediction, --density or --timesteps")
+        })?;
+    if let Some(path) = &arguments.png {
+        let is_png = path
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+        if !is_png {
+            let message = format!("{} is no name of a PNG", path.display());
+            return Err(Problem::new(message).hint("end it with .png").into());
+        }
+    }
     let reports = arguments
         .weightings
         .iter()
@@ -128,18 +144,36 @@ fn text(report: &Report) -> anyhow::Result<String> {
     write!(
         text,
         "  stages      clean-up {:.1} %, content {:.1} %, coarse {:.1} %\n  \
-           log-SNR     peak {:.2}; 10, 50 and 90 % lie below {:.2}, {:.2} and {:.2}\n  \
-           mean weight {:.5}: the factor on the learning rate beside simple, where the optimizer keeps it",
+           log-SNR     peak {:.2}{}; 10, 50 and 90 % lie below {:.2}, {:.2} and {:.2}\n  \
+           mean weight {}: the factor on the learning rate beside simple, where the optimizer keeps it",
         100.0 * shares.clean_up,
         100.0 * shares.content,
         100.0 * shares.coarse,
         report.peak_log_snr,
+        if is_at_an_end(report) {
+            ", at an end of the schedule"
+        } else {
+            ""
+        },
         at.p10,
         at.p50,
         at.p90,
-        report.mean_weight,
+        if report.mean_weight < 1e4 {
+            format!("{:.5}", report.mean_weight)
+        } else {
+            short(report.mean_weight)
+        },
     )?;
     Ok(text)
+}
+
+/// Whether what counts most is the first or the last level that counts: there is no peak in between.
+fn is_at_an_end(report: &Report) -> bool {
+    let mut counts = report.table.iter().filter(|row| row.objective > 0.0);
+    let ends = [counts.next(), counts.next_back()];
+    ends.iter()
+        .flatten()
+        .any(|row| row.log_snr == report.peak_log_snr)
 }
 
 /// Four digits, with an exponent where there would be many zeros.

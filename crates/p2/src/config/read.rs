@@ -176,8 +176,12 @@ fn plain(expected: &dyn Expected) -> String {
         "a sequence" => "an array".to_owned(),
         "a boolean" => "true or false".to_owned(),
         other if other.starts_with("struct ") || other == "map" => "a table".to_owned(),
-        other if other.starts_with("enum ") || other.contains("enum ") => {
-            "a name or a table".to_owned()
+        other if other.contains("tagged enum ") => {
+            "a table with a kind, as in { kind = \"simple\" }".to_owned()
+        }
+        other if other.starts_with("enum ") => "a name or a table".to_owned(),
+        other if other.starts_with("struct variant ") => {
+            "a table with its constants, as in { NAME = { CONSTANT = 1.0 } }".to_owned()
         }
         _ => text,
     }
@@ -192,6 +196,7 @@ fn found_value(found: Unexpected<'_>) -> String {
         Unexpected::Str(value) => format!("the text {value:?}"),
         Unexpected::Map => "a table".to_owned(),
         Unexpected::Seq => "an array".to_owned(),
+        Unexpected::UnitVariant => "a name alone".to_owned(),
         other => other.to_string(),
     }
 }

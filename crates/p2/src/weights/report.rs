@@ -71,7 +71,8 @@ pub struct Row {
     pub weight_x0: f64,
     /// On the v error.
     pub weight_v: f64,
-    /// On a term of the variational bound.
+    /// On a term of the variational bound as Choi et al. 2022 write it, without its 1/2 and with the variance beta:
+    /// their lambda'.
     pub weight_vlb: f64,
     /// Share of the objective per unit of log-SNR.
     pub objective: f64,

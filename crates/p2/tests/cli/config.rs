@@ -297,7 +297,7 @@ fn a_doubtful_value_is_a_warning() {
     let output = p2(folder.path(), &arguments).output().unwrap();
     assert!(output.status.success());
     expect![[r#"
-        warning: loss.weighting.gamma = 3 is above 2: samples tend to keep visible noise
+        warning: loss.weighting.gamma = 3 is above 2: samples tend to keep visible noise; the paper's are 0.5 and 1
     "#]]
     .assert_eq(&String::from_utf8(output.stderr).unwrap());
 }

@@ -112,6 +112,11 @@ fn options_have_one_line_each() {
             --- stderr
         "#]],
     );
+}
+
+#[test]
+fn options_of_models_have_one_line_each() {
+    let folder = tempdir().unwrap();
     check(
         folder.path(),
         &["sample", "--help"],
@@ -164,6 +169,94 @@ fn options_have_one_line_each() {
             --- stderr
         "#]],
     );
+}
+
+#[test]
+fn options_of_weightings_and_bounds_have_one_line_each() {
+    let folder = tempdir().unwrap();
+    check(
+        folder.path(),
+        &["weights", "list", "--help"],
+        &expect![[r#"
+            exit: 0
+            --- stdout
+            List the weightings, with formula and source
+
+            Usage: p2 weights list [OPTIONS]
+
+            Options:
+                  --json          Print the results as JSON
+              -q, --quiet         Tell only warnings and errors
+              -v, --verbose       Tell more
+                  --color <WHEN>  When to color text for people [default: auto] [possible values: auto, always,
+                                  never]
+              -h, --help          Print help
+
+            Example: p2 weights list
+            --- stderr
+        "#]],
+    );
+    check(
+        folder.path(),
+        &["weights", "show", "--help"],
+        &expect![[r#"
+            exit: 0
+            --- stdout
+            Show weightings level by level, and what they minimize
+
+            Usage: p2 weights show [OPTIONS] <WEIGHTING>...
+
+            Arguments:
+              <WEIGHTING>...  Weightings as KIND or KIND:KEY=VALUE,...; see `p2 weights list`
+
+            Options:
+                  --schedule <SCHEDULE>  Noise schedule, as in diffusion.schedule [default: linear]
+                  --prediction <TARGET>  What the network predicts: eps, x0 or v [default: eps]
+                  --density <DENSITY>    How often levels are drawn, as in loss.density [default: uniform]
+                  --timesteps <LEVELS>   Number of noise levels [default: 1000]
+                  --png <FILE>           Draw the weights against the SNR into this file
+                  --csv <FILE>           Write all levels into this file
+                  --json                 Print the results as JSON
+              -q, --quiet                Tell only warnings and errors
+              -v, --verbose              Tell more
+                  --color <WHEN>         When to color text for people [default: auto] [possible values: auto,
+                                         always, never]
+              -h, --help                 Print help
+
+            Example: p2 weights show simple p2:gamma=1,k=1 min-snr:gamma=5 --schedule cosine --png weights.png
+            --- stderr
+        "#]],
+    );
+    check(folder.path(), &["likelihood", "--help"], &expect![[r#"
+        exit: 0
+        --- stdout
+        Bound how many bits a model needs for images
+
+        Usage: p2 likelihood [OPTIONS] --data <PATH> <MODEL>
+
+        Arguments:
+          <MODEL>  A run, a checkpoint or a .safetensors file
+
+        Options:
+              --data <PATH>          Folder or .zip of images, or bundled:emoji-32
+              --training             Bound the images that the model was trained on, not those held out
+              --n-images <IMAGES>    How many images [default: all]
+              --steps <STEPS>        Levels of the bound, evenly spaced: fewer are faster and bound worse
+                                     [default: all]
+              --seed <N>             Seed of the noise [default: 0]
+              --batch-size <IMAGES>  Images computed at once; changes no result [default: 16]
+              --threads <N>          Threads to compute with; changes no result [default: one per core]
+              --csv <FILE>           Write the terms of all levels into this file
+              --json                 Print the results as JSON
+          -q, --quiet                Tell only warnings and errors
+          -v, --verbose              Tell more
+              --color <WHEN>         When to color text for people [default: auto] [possible values: auto,
+                                     always, never]
+          -h, --help                 Print help
+
+        Example: p2 likelihood runs/emoji-32 --data bundled:emoji-32 --n-images 20 --steps 100
+        --- stderr
+    "#]]);
 }
 
 #[test]

@@ -180,12 +180,8 @@ fn what_cannot_be_shown_is_refused() {
             --- stdout
             --- stderr
             error: unknown value `cosin` for `diffusion.schedule`
-             --> --schedule:1:20
-              |
-            1 | diffusion.schedule=cosin
-              |
 
-            hint: did you mean `cosine`?
+            hint: change it with --schedule, --prediction, --density or --timesteps
         "#]],
     );
 }

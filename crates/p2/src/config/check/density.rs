@@ -1,6 +1,6 @@
 //! Which densities of noise levels are allowed.
 
-use p2_diffusion::{Density, TimestepDensity};
+use p2_diffusion::{Density, Error, TimestepDensity};
 
 use super::{Violation, because, ensure};
 use crate::config::section::{Diffusion, Loss, Time};
@@ -47,13 +47,22 @@ pub(super) fn check(loss: &Loss, diffusion: &Diffusion) -> Result<(), Violation>
     }
     let density = training_schedule(diffusion)
         .and_then(|schedule| TimestepDensity::new(training_density(loss, diffusion), &schedule));
-    let Err(error) = density else {
-        return Ok(());
+    let (value, allowed) = match density {
+        Ok(_) => return Ok(()),
+        Err(Error::Constant {
+            name,
+            value,
+            expected,
+        }) => (format!("one with {name} = {value}"), expected.to_owned()),
+        Err(error) => (
+            serde_json::to_string(&loss.density).unwrap_or_default(),
+            format!("a density with its mass on the levels of the schedule: {error}"),
+        ),
     };
     Err(Violation {
         key: "loss.density",
-        value: serde_json::to_string(&loss.density).unwrap_or_default(),
-        allowed: format!("a density with its mass on the levels of the schedule: {error}"),
+        value,
+        allowed,
         because: None,
     })
 }

@@ -3,7 +3,7 @@
 use p2_diffusion::{Density, Objective, TimestepDensity, Weighting};
 
 use crate::config::RunConfig;
-use crate::config::section::{Loss, Sample, Schedule};
+use crate::config::section::{Loss, Sample, Schedule, Time};
 use crate::weights::spec;
 
 /// Above this, samples are known to be noisy (Choi et al. 2022, section 5).
@@ -22,6 +22,9 @@ pub(super) fn lint(config: &RunConfig, objective: &Objective) -> Vec<String> {
         constant_clamp(loss.weighting, objective),
         counted_twice(loss, &config.diffusion.schedule),
         nothing_to_choose_by(loss),
+        history_never_full(config),
+        one_bucket(loss.weighting, objective),
+        steps_of_their_own(config),
         few_levels(loss, objective),
         long_average(config),
         unused_eta(&config.sample),
@@ -36,23 +39,29 @@ fn noisy_gamma(weighting: Weighting) -> Option<String> {
         return None;
     };
     (gamma > GAMMA_NOISY).then(|| {
-        format!("loss.weighting.gamma = {gamma} is above 2: samples tend to keep visible noise")
+        format!(
+            "loss.weighting.gamma = {gamma} is above 2: samples tend to keep visible noise; the paper's are 0.5 and 1"
+        )
     })
 }
 
 fn raw(weighting: Weighting) -> Option<String> {
-    weighting.is_raw().then(|| {
-        "loss.weighting is raw: it repeats what another program computes, mistakes included".into()
-    })
+    let right = match weighting {
+        Weighting::P2Raw { .. } | Weighting::OnetrainerP2 { .. } => "p2",
+        Weighting::DiffusersVMinSnr { .. } => "min-snr",
+        Weighting::KohyaDebiasedV {} => "debiased",
+        _ => return None,
+    };
+    Some(format!(
+        "loss.weighting is raw: it repeats what another program computes, mistakes included; what was published is {right}"
+    ))
 }
 
 /// A corner that the schedule never comes to.
 fn constant_clamp(weighting: Weighting, objective: &Objective) -> Option<String> {
     // The SNR of the corner, and what the weight is below and above it.
     let (corner, below, above) = match weighting {
-        Weighting::MinSnr { gamma } | Weighting::DiffusersVMinSnr { gamma } => {
-            (gamma, "simple", "x0-uniform")
-        }
+        Weighting::MinSnr { gamma } => (gamma, "simple", "x0-uniform"),
         Weighting::MaxSnr { gamma } => (gamma, "x0-uniform", "simple"),
         Weighting::TruncatedSnr {} => (1.0, "x0-uniform", "simple"),
         _ => return None,
@@ -75,34 +84,47 @@ fn constant_clamp(weighting: Weighting, objective: &Objective) -> Option<String>
 
 /// A preference for some levels that stands in two places.
 fn counted_twice(loss: &Loss, schedule: &Schedule) -> Option<String> {
+    let kind = spec::kind(loss.weighting);
+    let is_density = matches!(
+        loss.weighting,
+        Weighting::FlowLogitNormal { .. } | Weighting::FlowMode { .. } | Weighting::FlowCosmap {}
+    );
     let draws_evenly = matches!(
         loss.density,
         Density::Uniform | Density::LossSecondMoment { .. }
     );
+    let has_levels_there = matches!(schedule, Schedule::LogNormal { .. });
+    if has_levels_there && (is_density || matches!(loss.density, Density::LogNormal { .. })) {
+        let (second, instead) = if is_density {
+            (
+                format!("loss.weighting = {kind} weighs"),
+                "loss.weighting = { kind = \"edm\", sigma_data = 1.0 }",
+            )
+        } else {
+            (
+                "loss.density draws".to_owned(),
+                "loss.density = \"uniform\"",
+            )
+        };
+        return Some(format!(
+            "diffusion.schedule = log-normal has its levels where its density is, and {second} by one as well: the \
+             two multiply; set {instead}"
+        ));
+    }
     if draws_evenly {
         return None;
     }
-    let kind = spec::kind(loss.weighting);
     match loss.weighting {
-        Weighting::FlowLogitNormal { .. }
-        | Weighting::FlowMode { .. }
-        | Weighting::FlowCosmap {} => Some(format!(
+        _ if is_density => Some(format!(
             "loss.weighting = {kind} is a density of noise levels written as a weight, and loss.density draws \
              by one as well: the two multiply; set loss.density = \"uniform\""
         )),
-        Weighting::P2 { .. } | Weighting::P2Raw { .. } => Some(format!(
-            "loss.weighting = {kind} was published for levels drawn uniformly, and loss.density prefers some as \
-             well: the two multiply, as `p2 weights show` shows with --density; set loss.density = \"uniform\" \
-             for the paper's objective"
-        )),
-        _ if matches!(schedule, Schedule::LogNormal { .. })
-            && matches!(loss.density, Density::LogNormal { .. }) =>
-        {
-            Some(
-                "diffusion.schedule = log-normal has its levels where the density is, and loss.density draws by \
-                 one as well: the two multiply; set loss.density = \"uniform\""
-                    .into(),
-            )
+        Weighting::P2 { gamma, .. } | Weighting::P2Raw { gamma, .. } if gamma > 0.0 => {
+            Some(format!(
+                "loss.weighting = {kind} was published for levels drawn uniformly, and loss.density prefers some \
+                 as well: the two multiply, as `p2 weights show` shows with --density; set loss.density = \
+                 \"uniform\" for the paper's objective"
+            ))
         }
         _ => None,
     }
@@ -116,6 +138,53 @@ fn nothing_to_choose_by(loss: &Loss) -> Option<String> {
              differences: one undoes the other; set loss.density = \"uniform\"",
             spec::kind(loss.weighting)
         )
+    })
+}
+
+/// Levels are drawn by their losses only once each has a full history.
+fn history_never_full(config: &RunConfig) -> Option<String> {
+    let Density::LossSecondMoment { n_history, .. } = config.loss.density else {
+        return None;
+    };
+    let (least, total) = (
+        (n_history * config.diffusion.n_timesteps) as u64,
+        config.train.total_images,
+    );
+    (total.0 < least).then(|| {
+        format!(
+            "loss.density = loss-second-moment draws uniformly until each level has {n_history} losses, after \
+             {least} images at the earliest, and the run has {total}: set loss.density = \"uniform\", or n_history = 1"
+        )
+    })
+}
+
+/// Buckets beside the schedule.
+fn one_bucket(weighting: Weighting, objective: &Objective) -> Option<String> {
+    let Weighting::AdaptiveBuckets {
+        min_log_snr,
+        max_log_snr,
+        ..
+    } = weighting
+    else {
+        return None;
+    };
+    let log_snr = objective.schedule().log_snr();
+    let (highest, lowest) = (*log_snr.first()?, *log_snr.last()?);
+    (min_log_snr >= highest || max_log_snr <= lowest).then(|| {
+        format!(
+            "loss.weighting = adaptive-buckets has all levels in one bucket: it divides log-SNRs from {min_log_snr} \
+             to {max_log_snr}, and those of the schedule lie between {lowest:.1} and {highest:.1}"
+        )
+    })
+}
+
+/// Between timesteps the terms of the discrete bound are those of smaller steps.
+fn steps_of_their_own(config: &RunConfig) -> Option<String> {
+    let is_finer = config.diffusion.time == Time::Continuous;
+    (is_finer && config.loss.weighting == Weighting::Vlb {}).then(|| {
+        "loss.weighting = vlb has the terms of steps between timesteps with diffusion.time = \"continuous\", a \
+         hundredth of the others; write vlb-continuous"
+            .into()
     })
 }
 
@@ -141,10 +210,16 @@ fn few_levels(loss: &Loss, objective: &Objective) -> Option<String> {
     let n_timesteps = schedule.n_timesteps();
     (n_most * FEW <= n_timesteps).then(|| {
         let (_, t) = shares[0];
+        let (who, instead) = match loss.density {
+            Density::Uniform => (spec::kind(loss.weighting), "try another prediction"),
+            _ => (
+                format!("{} with its density", spec::kind(loss.weighting)),
+                "try a wider density",
+            ),
+        };
         format!(
-            "loss.weighting = {} puts {:.0} % of its weight on {n_most} of {n_timesteps} levels, around t = {t} \
-             (log-SNR {:.1}): the others hardly count; try another prediction, or see `p2 weights show`",
-            spec::kind(loss.weighting),
+            "loss.weighting = {who} puts {:.0} % of its weight on {n_most} of {n_timesteps} levels, around t = {t} \
+             (log-SNR {:.1}): the others hardly count; {instead}, or see `p2 weights show`",
             100.0 * MOST,
             schedule.log_snr()[t],
         )
@@ -176,3 +251,6 @@ fn unused_eta(sample: &Sample) -> Option<String> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests;

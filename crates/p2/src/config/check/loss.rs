@@ -13,18 +13,28 @@ const GAMMA_REFUSED: f64 = 5.0;
 /// Checks that the weighting is one, and has a finite weight at every noise level: returns what is minimized.
 pub(super) fn check(loss: &Loss, diffusion: &Diffusion) -> Result<Objective, Violation> {
     if let Weighting::P2 { k, gamma } | Weighting::P2Raw { k, gamma } = loss.weighting {
-        ensure(is_positive(k), "loss.weighting.k", k, "above 0, finite").map_err(because(
-            "with k = 0 the weight SNR^-gamma grows without bound as images get noisier",
-        ))?;
-        ensure(
-            is_size(gamma) && gamma < GAMMA_REFUSED,
+        let refused = ensure(is_positive(k), "loss.weighting.k", k, "above 0, finite");
+        if k == 0.0 {
+            refused.map_err(because(
+                "with k = 0 the weight SNR^-gamma grows without bound as images get noisier",
+            ))?;
+        } else {
+            refused?;
+        }
+        let is_allowed = is_size(gamma) && gamma < GAMMA_REFUSED;
+        let refused = ensure(
+            is_allowed,
             "loss.weighting.gamma",
             gamma,
             "0 up to but not 5",
-        )
-        .map_err(because(
-            "at gamma = 5 the clean levels, which the eye sees first, weigh nothing against the noisy ones",
-        ))?;
+        );
+        if gamma >= GAMMA_REFUSED {
+            refused.map_err(because(
+                "at gamma = 5 the clean levels, which the eye sees first, weigh nothing against the noisy ones",
+            ))?;
+        } else {
+            refused?;
+        }
     }
     objective(loss, diffusion).map_err(|error| refused(error, loss))
 }

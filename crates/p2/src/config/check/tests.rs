@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::{Base, Override, TEST_CONFIG, resolve};
 
-fn with(assignments: &[&str]) -> RunConfig {
+pub(super) fn with(assignments: &[&str]) -> RunConfig {
     let base = Base::File(TEST_CONFIG.into());
     // Values are put in by serde alone: the ranges are what is tested.
     let mut tree = base.tree().unwrap();
@@ -166,91 +166,4 @@ fn sizes_that_pass_are_those_that_a_network_can_be_built_of() {
         }
     }
     assert!(n_passed > 50 && n_refused > 50, "{n_passed} {n_refused}");
-}
-
-#[test]
-fn what_is_doubtful_is_told_with_a_way_out() {
-    let density = "loss.density={log-normal={mean=0.0,std=1.0}}";
-    let importance = "loss.density={loss-second-moment={n_history=10,uniform=0.001}}";
-    let (v, cosine) = ("diffusion.prediction=v", "diffusion.schedule=cosine");
-    let karras = |from: f64, to: f64| {
-        format!("diffusion.schedule={{karras={{sigma_min={from:?},sigma_max={to:?},rho=7.0}}}}")
-    };
-    let (clean, noisy) = (karras(0.01, 0.4), karras(1.0, 80.0));
-    let weighting = |text: &str| format!("loss.weighting={{kind={text}}}");
-    let min_snr = weighting("\"min-snr\",gamma=5.0");
-    for (assignments, expected) in [
-        (&["loss.weighting.gamma=3.0"][..], "keep visible noise"),
-        (
-            &[&weighting("\"p2-raw\",k=1.0,gamma=1.0")],
-            "mistakes included",
-        ),
-        (&[&min_snr, &clean], "or write x0-uniform,"),
-        (&[&min_snr, &noisy], "or write simple,"),
-        (
-            &[&weighting("\"max-snr\",gamma=5.0"), &clean],
-            "or write simple,",
-        ),
-        (
-            &[&weighting("\"truncated-snr\""), &noisy],
-            "or write x0-uniform,",
-        ),
-        (&[density], "for the paper's objective"),
-        (
-            &[&weighting("\"flow-cosmap\""), density],
-            "written as a weight",
-        ),
-        (
-            &[
-                &weighting("\"edm\",sigma_data=1.0"),
-                "diffusion.schedule={log-normal={mean=0.0,std=1.0}}",
-                density,
-            ],
-            "has its levels where the density is",
-        ),
-        (
-            &[
-                &weighting(
-                    "\"adaptive-buckets\",n_buckets=300,min_log_snr=-10.0,max_log_snr=10.0,beta=0.99",
-                ),
-                importance,
-            ],
-            "one undoes the other",
-        ),
-        (
-            &[&weighting("\"x0-uniform\""), cosine],
-            "the others hardly count",
-        ),
-        (
-            &[
-                "ema.halflife_images=4k",
-                "ema.rampup_ratio=0",
-                "train.total_images=3k",
-            ],
-            "longer than the run of 3k images",
-        ),
-        (
-            &["sample.sampler=heun", "sample.eta=0.5"],
-            "changes nothing: heun",
-        ),
-    ] {
-        let warnings = check(&with(assignments)).unwrap();
-        assert_eq!(warnings.len(), 1, "{assignments:?}: {warnings:#?}");
-        assert!(warnings[0].contains(expected), "{}", warnings[0]);
-    }
-    for assignments in [
-        &[][..],
-        &[importance],
-        &[&min_snr],
-        &[&min_snr, v, cosine],
-        &[&weighting("\"x0-uniform\""), v, cosine],
-        &["ema.halflife_images=4k", "train.total_images=3k"],
-        &[&weighting("\"edm\",sigma_data=1.0"), density],
-    ] {
-        assert_eq!(
-            check(&with(assignments)).unwrap(),
-            [""; 0],
-            "{assignments:?}"
-        );
-    }
 }

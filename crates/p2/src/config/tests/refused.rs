@@ -139,7 +139,7 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
     check_set(
         "loss.density={laplace={mean=0.0,scale=-1.0}}",
         &expect![[r#"
-            error: `loss.density` is {"laplace":{"mean":0.0,"scale":-1.0}}; allowed: a density with its mass on the levels of the schedule: scale is -1, expected a finite number above 0
+            error: `loss.density` is one with scale = -1; allowed: a finite number above 0
              --> --set:1:14
               |
             1 | loss.density={laplace={mean=0.0,scale=-1.0}}
