@@ -73,6 +73,11 @@ impl Param {
         &self.name
     }
 
+    /// How it is laid out.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// The value in the engine's layout.
     pub fn var(&self) -> &Var {
         &self.var

@@ -130,6 +130,9 @@ pub struct TrainArgs {
     /// Folder of the run [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Begin with the weights of a run, a checkpoint or a file, for other images, classes or weights of the loss
+    #[arg(long, value_name = "MODEL")]
+    pub init_from: Option<PathBuf>,
     /// Set one value of the configuration; may be given many times
     #[arg(long, value_name = "SECTION.KEY=VALUE", action = ArgAction::Append)]
     set: Vec<String>,

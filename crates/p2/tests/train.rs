@@ -13,6 +13,8 @@ mod train {
     mod guidance;
     /// Folders with images that cannot be used.
     mod images;
+    /// Runs that begin with the weights of a model.
+    mod init;
     /// Losses that learn.
     mod learning;
     /// Bounds on the likelihood of images.

@@ -39,6 +39,7 @@ pub(super) fn train(arguments: &TrainArgs, printer: &Printer) -> anyhow::Result<
             run,
             out: arguments.out(),
             start: arguments.start(),
+            init_from: arguments.init_from.clone(),
             device: arguments.device,
             cpu,
         };

@@ -58,6 +58,17 @@ pub fn load(path: &Path, cpu: Cpu) -> anyhow::Result<Loaded> {
     })
 }
 
+/// Opens the weights of a run, a checkpoint or one file, whatever configuration they have, if any.
+///
+/// # Errors
+/// If there are none, or the file cannot be read.
+pub fn open_weights(path: &Path) -> anyhow::Result<(PathBuf, StoredTensors)> {
+    let (path, _) = find(path)?;
+    let unusable = || Problem::new(format!("cannot use {}", path.display())).hint(MODEL_HINT);
+    let stored = StoredTensors::open(&path).with_context(unusable)?;
+    Ok((path, stored))
+}
+
 /// Writes a model and its configuration as one file, which [`load`] reads.
 ///
 /// # Errors

@@ -16,6 +16,9 @@ pub struct Manifest {
     pub seed: u64,
     /// Which images, in which order: a run is only continued with the same.
     pub data_fingerprint: String,
+    /// The file of the weights that the run began with, in full; `None` for random ones.
+    #[serde(default)]
+    pub init_from: Option<String>,
     /// Every start of the program on this run, in order.
     pub starts: Vec<StartRecord>,
 }
@@ -85,6 +88,7 @@ impl Manifest {
             format: 1,
             seed,
             data_fingerprint,
+            init_from: None,
             starts: Vec::new(),
         }
     }

@@ -1,7 +1,7 @@
 //! A run from its folder to its end: begin or continue, train, finish.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -12,12 +12,13 @@ use super::held_out::StageErrors;
 use super::linear_denoiser::Fitting;
 use super::observer::{Means, Observer};
 use super::{Clock, Limits, Trainer};
-use crate::checkpoint::{self, Found};
+use crate::checkpoint::{self, Found, StoredTensors};
 use crate::cli::Start;
 use crate::config::{Run, changes};
 use crate::data::{BUNDLED, Dataset, Loader, LoaderOptions, Split};
 use crate::engine::Device;
 use crate::model::Model;
+use crate::model::file::open_weights;
 use crate::monitor::metrics::Metrics;
 use crate::monitor::progress::{Course, Progress};
 use crate::monitor::tensorboard::EventWriter;
@@ -34,6 +35,8 @@ pub struct Setup {
     pub out: PathBuf,
     /// Whether the run is begun or continued.
     pub start: Start,
+    /// A model to begin with, in place of random weights.
+    pub init_from: Option<PathBuf>,
     /// Where to compute.
     pub device: Device,
     /// Instructions and threads.
@@ -74,6 +77,10 @@ pub fn train(
     };
     let mut manifest = manifest(&run_dir, &run, &dataset, is_new)?;
     let found = find_checkpoint(&run_dir, printer)?;
+    let init = match &found {
+        Some(_) => None,
+        None => open_init(setup.init_from.as_deref(), &mut manifest)?,
+    };
     let clock = found.as_ref().map_or(Clock::at(0, 0), |found| {
         Clock::at(found.state.position.images_seen, found.state.position.step)
     });
@@ -88,17 +95,16 @@ pub fn train(
     tell_engine(&manifest, clock, &engine, printer);
     let mut loader = open_loader(&run, &dataset, clock, setup.cpu)?;
     let mut trainer = Trainer::new(run, clock, setup.cpu)?;
-    if let Some(found) = &found {
-        let afresh = trainer
-            .restore(found)
-            .with_context(|| format!("cannot continue {}", found.path.display()))?;
-        afresh.iter().for_each(|text| printer.note(text));
-    }
+    take_up(&mut trainer, found.as_ref(), init.as_ref(), printer)?;
     let limits = limits(clock);
     let saved_at = found.map(|found| found.state.position.images_seen);
     let watched = (&trainer, saved_at);
     let mut observer = Observer::new(watched, &run_dir, &dataset, setup.cpu, &limits, printer)?;
     observer.tell_skipped();
+    if init.is_some() {
+        // From here on the run needs its model no longer.
+        observer.save(&trainer)?;
+    }
     trainer.run(&mut loader, &mut observer, &limits)?;
     finish(&trainer, &mut observer, &limits)?;
     observer.tell_skipped();
@@ -184,6 +190,57 @@ fn manifest(
         .because("the same place in the run would mean another image")
         .hint("restore the images, or begin another run with --out DIR")
         .into())
+}
+
+/// The weights that a run begins with, if it begins with any; the manifest remembers which.
+fn open_init(
+    path: Option<&Path>,
+    manifest: &mut Manifest,
+) -> anyhow::Result<Option<(PathBuf, StoredTensors)>> {
+    let Some(path) = path else {
+        let Some(before) = &manifest.init_from else {
+            return Ok(None);
+        };
+        return Err(
+            Problem::new(format!("the run was to begin with the weights of {before}"))
+                .because("it ended before they were saved with it")
+                .hint("give them again with --init-from FILE")
+                .into(),
+        );
+    };
+    let (path, stored) = open_weights(path)?;
+    manifest.init_from = Some(full_path(&path.display().to_string()));
+    Ok(Some((path, stored)))
+}
+
+/// Puts a run where its checkpoint left it, or gives it the weights that it begins with.
+fn take_up(
+    trainer: &mut Trainer,
+    found: Option<&Found>,
+    init: Option<&(PathBuf, StoredTensors)>,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    if let Some(found) = found {
+        let afresh = trainer
+            .restore(found)
+            .with_context(|| format!("cannot continue {}", found.path.display()))?;
+        afresh.iter().for_each(|text| printer.note(text));
+    }
+    let Some((path, stored)) = init else {
+        return Ok(());
+    };
+    let path = path.display();
+    let fresh = trainer.begin_with(stored).with_context(|| {
+        Problem::new(format!("cannot begin with the weights of {path}"))
+            .hint("the [model] section must be that of the model, but for its classes; `p2 info` shows it")
+    })?;
+    printer.note(format_args!("beginning with the weights of {path}"));
+    for name in fresh {
+        printer.note(format_args!(
+            "`{name}` starts afresh: the model has other classes"
+        ));
+    }
+    Ok(())
 }
 
 /// Where the images are, from whatever folder one looks. Those inside the binary are everywhere.

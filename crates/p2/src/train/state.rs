@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use p2_diffusion::{LossHistory, StateTensor, StatefulWeighting};
+use p2_nn::params::Kind;
 
 use super::Trainer;
 use crate::checkpoint::{Found, NamedTensor, StoredTensors, TensorFile};
@@ -99,6 +100,25 @@ impl Trainer {
             state.ema = read(&averaged, "")?;
         }
         self.restore_loss(found)
+    }
+
+    /// Begins a run with the weights of a model instead of random ones, averaged weights included; says which it has not.
+    ///
+    /// Embeddings of classes stay as they are where the model has others: its classes are not ours.
+    pub(super) fn begin_with(&mut self, stored: &StoredTensors) -> anyhow::Result<Vec<String>> {
+        let mut fresh = Vec::new();
+        let params = self.model.params().clone();
+        for (param, state) in params.iter().zip(self.optimizer.states_mut()) {
+            let is_embedding = param.kind() == Kind::Embedding;
+            if is_embedding && stored.shape(param.name()) != Some(&param.reference_shape()) {
+                fresh.push(param.name().to_owned());
+                continue;
+            }
+            let values = param.from_reference(&reference_values(param, stored, "")?)?;
+            param.set_values(&values)?;
+            state.ema = values;
+        }
+        Ok(fresh)
     }
 
     /// What the loss had learned. A weighting that took over from another starts afresh.

@@ -89,6 +89,8 @@ fn options_have_one_line_each() {
                   --preset <NAME>            Configuration by name; see `p2 presets`
                   --data <PATH>              Folder or .zip of images, or bundled:emoji-32 [default: data.path]
                   --out <DIR>                Folder of the run [default: runs/NAME]
+                  --init-from <MODEL>        Begin with the weights of a run, a checkpoint or a file, for other
+                                             images, classes or weights of the loss
                   --set <SECTION.KEY=VALUE>  Set one value of the configuration; may be given many times
                   --seed <N>                 Seed of every random draw [default: train.seed]
                   --threads <N>              Threads to compute with; changes no result [default: one per core]
@@ -227,7 +229,10 @@ fn options_of_weightings_and_bounds_have_one_line_each() {
             --- stderr
         "#]],
     );
-    check(folder.path(), &["likelihood", "--help"], &expect![[r#"
+    check(
+        folder.path(),
+        &["likelihood", "--help"],
+        &expect![[r#"
         exit: 0
         --- stdout
         Bound how many bits a model needs for images
@@ -256,7 +261,8 @@ fn options_of_weightings_and_bounds_have_one_line_each() {
 
         Example: p2 likelihood runs/emoji-32 --data bundled:emoji-32 --n-images 20 --steps 100
         --- stderr
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
