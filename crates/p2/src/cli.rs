@@ -1,5 +1,6 @@
 //! The command line: what may be typed. Nothing is done here.
 
+mod convert;
 mod likelihood;
 mod weights;
 
@@ -14,6 +15,7 @@ use crate::engine::Device;
 use crate::print::{ColorChoice, Verbosity};
 use crate::signal::Signal;
 
+pub use convert::ConvertArgs;
 pub use likelihood::LikelihoodArgs;
 pub use weights::{WeightsCommand, WeightsListArgs, WeightsShowArgs};
 
@@ -98,6 +100,8 @@ pub enum Command {
     Sample(SampleArgs),
     /// Bound how many bits a model needs for images
     Likelihood(LikelihoodArgs),
+    /// Turn weights of PyTorch into a model, or back
+    Convert(ConvertArgs),
     /// List the configurations that need no file
     Presets(PresetsArgs),
     /// Say what a model or a preset is

@@ -1,6 +1,7 @@
 //! The commands: one file each, named like the command.
 
 mod bench;
+mod convert;
 mod info;
 mod likelihood;
 mod presets;
@@ -20,6 +21,7 @@ pub fn run(command: Command, printer: &Printer) -> anyhow::Result<ExitStatus> {
         Command::Train(arguments) => train::train(&arguments, printer),
         Command::Presets(arguments) => presets::presets(&arguments, printer),
         Command::Sample(arguments) => sample::sample(&arguments, printer),
+        Command::Convert(arguments) => convert::convert(&arguments, printer),
         Command::Likelihood(arguments) => likelihood::likelihood(&arguments, printer),
         Command::Info(arguments) => info::info(&arguments, printer),
         Command::Bench(arguments) => bench::bench(&arguments, printer),

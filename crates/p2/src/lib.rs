@@ -24,5 +24,6 @@ pub mod rng;
 pub mod run_dir;
 pub mod sample;
 pub mod signal;
+pub mod torch;
 pub mod train;
 pub mod weights;

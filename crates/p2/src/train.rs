@@ -162,8 +162,6 @@ impl Trainer {
             profile.iter().for_each(|&op| self.profile.add(op));
             report.extend(&loss, noise.t, importance)?;
         }
-        self.objective.learn(&report.t, &report.mse)?;
-        self.levels.learn(&report.t, &report.weighted)?;
         let times = self.levels.times(&report.t);
         report.grad_norm = gradients.checked_norm(&times, &batch.files, self.clock.step + 1)?;
         report.lr = learning_rate::at(&self.run, self.clock.images_seen);
@@ -177,6 +175,8 @@ impl Trainer {
                 backward: Duration::ZERO,
             });
         }
+        self.objective.learn(&report.t, &report.mse)?;
+        self.levels.learn(&report.t, &report.weighted)?;
         self.clock.advance(n);
         Ok(report)
     }

@@ -188,37 +188,43 @@ fn guidance<'a>(
                 .hint("give the least noise first, 0 or more"));
         }
     };
-    match guide {
-        None if scale != 1.0 && loaded.model.no_class().is_none() => {
-            return Err(Problem::new("the model cannot guide itself")
-                .because("it was not trained without classes as well")
-                .hint("train with model.label_dropout = 0.1, or give another model with --guide"));
-        }
-        Some(guide) if guide.image_size() != loaded.model.image_size() => {
-            let (size, other) = (loaded.model.image_size(), guide.image_size());
-            return Err(Problem::new(format!(
-                "the model draws images of {size} pixels, its guide of {other}"
-            ))
-            .hint("give a guide of the same size"));
-        }
-        Some(guide) if guide.n_classes() != loaded.model.n_classes() && guide.n_classes() > 0 => {
-            let (n, other) = (loaded.model.n_classes(), guide.n_classes());
-            return Err(
-                Problem::new(format!("the model knows {n} classes, its guide {other}"))
-                    .hint("give a guide of the same classes, or of none"),
-            );
-        }
-        Some(_) if scale == 1.0 => {
-            return Err(
-                Problem::new("--guide without a scale other than 1 guides nothing")
-                    .hint("add --guidance-scale 2"),
-            );
-        }
-        _ => {}
-    }
+    check_guide(guide, &loaded.model, scale)?;
     Ok(Guidance {
         scale,
         sigmas,
         by: guide,
     })
+}
+
+/// Refuses a guide whose guesses do not compare with the model's.
+fn check_guide(guide: Option<&Model>, model: &Model, scale: f64) -> Result<(), Problem> {
+    let Some(guide) = guide else {
+        if scale == 1.0 || model.no_class().is_some() {
+            return Ok(());
+        }
+        return Err(Problem::new("the model cannot guide itself")
+            .because("it was not trained without classes as well")
+            .hint("train with model.label_dropout = 0.1, or give another model with --guide"));
+    };
+    let (size, other_size) = (model.image_size(), guide.image_size());
+    let (n_classes, n_others) = (model.n_classes(), guide.n_classes());
+    let (message, hint) = if scale == 1.0 {
+        let message = "--guide without a scale other than 1 guides nothing".to_owned();
+        (message, "add --guidance-scale 2")
+    } else if size != other_size {
+        let message = format!("the model draws images of {size} pixels, its guide of {other_size}");
+        (message, "give a guide of the same size")
+    } else if guide.schedule() != model.schedule() {
+        let message = "the model and its guide have different noise schedules".to_owned();
+        (
+            message,
+            "give a guide of the same diffusion.schedule and n_timesteps",
+        )
+    } else if n_others > 0 && n_others != n_classes {
+        let message = format!("the model knows {n_classes} classes, its guide {n_others}");
+        (message, "give a guide of the same classes, or of none")
+    } else {
+        return Ok(());
+    };
+    Err(Problem::new(message).hint(hint))
 }

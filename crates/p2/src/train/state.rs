@@ -62,8 +62,16 @@ impl Trainer {
     /// What the loss has learned, and by which weighting.
     fn loss_file(&self) -> anyhow::Result<Option<TensorFile<'static>>> {
         let weighting = self.objective.stateful().map(StatefulWeighting::state);
+        let weighting = weighting.transpose()?;
+        let learned = weighting.iter().flatten().flat_map(|part| &part.values);
+        if learned.into_iter().any(|value| !value.is_finite()) {
+            return Err(Problem::new("what loss.weighting learned is no longer finite")
+                .because("its last steps were too large")
+                .hint("the last checkpoint is intact; continue from it with another loss.weighting")
+                .into());
+        }
         let density = self.levels.history().map(LossHistory::state);
-        let parts = [(WEIGHTING, weighting.transpose()?), (DENSITY, density)];
+        let parts = [(WEIGHTING, weighting), (DENSITY, density)];
         let tensors: Vec<_> = parts
             .into_iter()
             .flat_map(|(prefix, state)| {

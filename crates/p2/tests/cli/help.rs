@@ -55,6 +55,7 @@ fn options_have_one_line_each() {
               train       Train a model, or continue to train it
               sample      Draw images from a trained model
               likelihood  Bound how many bits a model needs for images
+              convert     Turn weights of PyTorch into a model, or back
               presets     List the configurations that need no file
               info        Say what a model or a preset is
               bench       Measure how fast this machine trains and draws
@@ -228,6 +229,38 @@ fn options_of_weightings_and_bounds_have_one_line_each() {
             Example: p2 weights show simple p2:gamma=1,k=1 min-snr:gamma=5 --schedule cosine --png weights.png
             --- stderr
         "#]],
+    );
+    check(
+        folder.path(),
+        &["convert", "--help"],
+        &expect![[r#"
+        exit: 0
+        --- stdout
+        Turn weights of PyTorch into a model, or back
+
+        Usage: p2 convert [OPTIONS] <IN> <OUT>
+
+        Arguments:
+          <IN>   A .pt or .pth file of PyTorch, or a run, a checkpoint or a .safetensors file
+          <OUT>  A .safetensors file, or a .pt or .pth file
+
+        Options:
+              --preset <NAME>            What the weights of a PyTorch file are: a configuration by name
+              --like <MODEL>             What the weights of a PyTorch file are: the same as in another
+                                         model
+              --set <SECTION.KEY=VALUE>  Set one value of the preset; may be given many times
+              --key <NAME>               Where in the file the weights lie, such as `ema` or `state_dict`
+                                         [default: at its top]
+          -q, --quiet                    Tell only warnings and errors
+          -v, --verbose                  Tell more
+              --color <WHEN>             When to color text for people [default: auto] [possible values:
+                                         auto, always, never]
+          -h, --help                     Print help
+
+        Examples: p2 convert ffhq_p2.pt ffhq.safetensors --preset paper-256
+                  p2 convert runs/emoji-32 emoji.pt
+        --- stderr
+    "#]],
     );
     check(
         folder.path(),

@@ -1,0 +1,12 @@
+//! Files of PyTorch: read, written, and refused where they are hostile.
+
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::disallowed_methods, reason = "tests write scratch files")]
+
+mod torch {
+    /// Weights there and back.
+    mod convert;
+    /// Files that want to do harm.
+    mod hostile;
+}

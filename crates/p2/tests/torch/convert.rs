@@ -1,0 +1,167 @@
+//! Weights there and back.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use p2::checkpoint::StoredTensors;
+use p2::torch::TorchFile;
+
+/// The network of the fixtures, out of the bundled preset.
+const NETWORK: [&str; 9] = [
+    "data.image_size=8",
+    "model.channels=32",
+    "model.channel_mult=[1]",
+    "model.attention_resolutions=[]",
+    "model.n_res_blocks=1",
+    "diffusion.variance=fixed-small",
+    "diffusion.prediction=eps",
+    "sample.sampler=ddim",
+    "sample.spacing=even",
+];
+
+fn fixture(name: &str) -> String {
+    format!("{}/tests/torch/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn p2(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_p2"));
+    command
+        .current_dir(folder)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn convert(folder: &Path, input: &str, output: &str, more: &[&str]) -> Output {
+    let mut arguments = vec!["convert", input, output];
+    if input.ends_with(".pt") {
+        arguments.extend(["--preset", "smoke"]);
+        arguments.extend(NETWORK.iter().flat_map(|each| ["--set", each]));
+    }
+    arguments.extend(more);
+    p2(folder, &arguments)
+}
+
+#[track_caller]
+fn converted(folder: &Path, input: &str, output: &str, more: &[&str]) {
+    let done = convert(folder, input, output, more);
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
+#[test]
+fn pytorch_weights_are_a_model_and_go_back_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    converted(at, &fixture("plain.pt"), "a.safetensors", &[]);
+    let stored = StoredTensors::open(&at.join("a.safetensors")).unwrap();
+    // By the formula of the script that made the fixture.
+    let mut file = TorchFile::open(Path::new(&fixture("plain.pt"))).unwrap();
+    let names: Vec<String> = file.tensors().keys().cloned().collect();
+    assert!(names.len() > 50, "{}", names.len());
+    assert!(names.iter().map(String::as_str).eq(stored.names()));
+    let first = stored.values("time_embed.0.weight").unwrap();
+    for (i, value) in first.iter().enumerate().take(1000) {
+        let expected = 0.1 * (0.37 * i as f64).sin();
+        assert!((f64::from(*value) - expected).abs() < 1e-7, "{i}: {value}");
+    }
+    // It draws.
+    let drawn = p2(
+        at,
+        &[
+            "sample",
+            "a.safetensors",
+            "--n-images",
+            "1",
+            "--steps",
+            "2",
+            "--out",
+            "x",
+        ],
+    );
+    assert!(
+        drawn.status.success(),
+        "{}",
+        String::from_utf8_lossy(&drawn.stderr)
+    );
+    // And back: the same names with the same bits.
+    converted(at, "a.safetensors", "b.pt", &[]);
+    let mut back = TorchFile::open(&at.join("b.pt")).unwrap();
+    assert_eq!(back.tensors().len(), names.len());
+    for name in &names {
+        assert_eq!(file.tensors()[name].shape, back.tensors()[name].shape);
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let [a, b] = [&mut file, &mut back].map(|file| bits(file.values(name).unwrap()));
+        assert_eq!(a, b, "{name}");
+    }
+    converted(at, "b.pt", "c.safetensors", &[]);
+    let read = |name: &str| std::fs::read(at.join(name)).unwrap();
+    assert_eq!(read("a.safetensors"), read("c.safetensors"));
+    converted(at, "b.pt", "d.pth.safetensors", &[]);
+}
+
+#[test]
+fn views_parameters_and_deeper_places_are_understood() {
+    let open = |name: &str| TorchFile::open(Path::new(&fixture(name))).unwrap();
+    let (mut plain, mut odd) = (open("plain.pt"), open("odd.pt"));
+    let names: Vec<String> = odd.tensors().keys().cloned().collect();
+    assert_eq!(names.len(), 12);
+    for name in names {
+        let plain = plain.values(name.strip_prefix("ema.").unwrap()).unwrap();
+        assert_eq!(odd.values(&name).unwrap(), plain, "{name}");
+    }
+    let mut half = open("half.pt");
+    assert_eq!(half.values("x").unwrap(), [1.5, -2.0]);
+    assert_eq!(half.values("y").unwrap(), [1.5, -2.0]);
+    let bias = half.values("time_embed.0.bias").unwrap();
+    let expected = 0.1 * (0.1_f64 + 0.37).sin();
+    assert!((f64::from(bias[1]) - expected).abs() < 1e-4, "{}", bias[1]);
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let plain = fixture("plain.pt");
+    let refused = |input: &str, output: &str, more: &[&str], message: &str| {
+        let done = convert(at, input, output, more);
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert_eq!(done.status.code(), Some(2), "{said}");
+        assert!(said.contains(message), "{said}");
+        assert!(!at.join(output).exists());
+    };
+    refused(
+        &plain,
+        "x.safetensors",
+        &["--set", "model.n_res_blocks=2"],
+        "the file has no `",
+    );
+    refused(
+        &fixture("half.pt"),
+        "x.safetensors",
+        &[],
+        "the network has no `x`",
+    );
+    refused(
+        &plain,
+        "x.safetensors",
+        &["--set", "diffusion.variance=learned-range"],
+        "`out.2.",
+    );
+    refused(&fixture("odd.pt"), "x.safetensors", &[], "--key ema");
+    refused(
+        &fixture("odd.pt"),
+        "x.safetensors",
+        &["--key", "ema"],
+        "the file has no `ema.",
+    );
+    refused(&plain, "x.pt", &[], "are of one kind");
+    refused("nowhere.pt", "x.safetensors", &[], "nowhere.pt");
+    let unsaid = p2(at, &["convert", &plain, "x.safetensors"]);
+    let said = String::from_utf8_lossy(&unsaid.stderr).into_owned();
+    assert!(said.contains("does not say what its weights are"), "{said}");
+}
