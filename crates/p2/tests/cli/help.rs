@@ -175,7 +175,7 @@ fn options_of_models_have_one_line_each() {
 }
 
 #[test]
-fn options_of_weightings_and_bounds_have_one_line_each() {
+fn options_of_weightings_have_one_line_each() {
     let folder = tempdir().unwrap();
     check(
         folder.path(),
@@ -230,6 +230,11 @@ fn options_of_weightings_and_bounds_have_one_line_each() {
             --- stderr
         "#]],
     );
+}
+
+#[test]
+fn options_of_files_and_bounds_have_one_line_each() {
+    let folder = tempdir().unwrap();
     check(
         folder.path(),
         &["convert", "--help"],

@@ -159,7 +159,7 @@ fn every_network_and_optimizer_trains_and_is_like_no_other() {
         "model.channel_mult=[1,2,2]",
         "model.dropout=0.0",
         "model.n_classes=0 model.label_dropout=0",
-        "model.label_dropout=0",
+        "model.label_dropout=0.9",
         "data.crop=center",
         "data.horizontal_flip=false",
         "loss.density={log-normal={mean=-1.2,std=1.2}}",
