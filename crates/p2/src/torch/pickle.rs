@@ -119,7 +119,7 @@ struct Machine<'a> {
     stack: Vec<Value>,
     /// Heights of the stack.
     marks: Vec<usize>,
-    memo: Vec<Option<Value>>,
+    memo: Vec<Value>,
 }
 
 impl Machine<'_> {
@@ -274,18 +274,20 @@ impl Machine<'_> {
             _ => u32::from_le_bytes(self.array()?) as usize,
         };
         if matches!(op, b'h' | b'j') {
-            let value = self.memo.get(index).and_then(Clone::clone);
+            let value = self.memo.get(index).cloned();
             self.stack
                 .push(value.context("the pickle recalls what it never remembered")?);
             return Ok(());
         }
-        // A place further than there are bytes would only cost memory.
-        ensure!(index < self.bytes.len(), "a memo at {index}");
-        if index >= self.memo.len() {
-            self.memo.resize(index + 1, None);
-        }
         let value = self.stack.last().context("the pickle's stack is empty")?;
-        self.memo[index] = Some(value.clone());
+        match self.memo.get_mut(index) {
+            Some(place) => *place = value.clone(),
+            // Places are counted up; one further on would only cost memory.
+            None => {
+                ensure!(index == self.memo.len(), "a memo at {index}");
+                self.memo.push(value.clone());
+            }
+        }
         Ok(())
     }
 

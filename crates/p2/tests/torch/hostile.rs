@@ -223,6 +223,13 @@ fn nesting_and_recursion_end() {
 }
 
 #[test]
+fn long_pickles_are_not_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = [&b"\x80\x02"[..], &b"]".repeat(600_000), b"."].concat();
+    assert!(error(&file(folder.path(), "a.pt", &long)).contains("has 600003 bytes"));
+}
+
+#[test]
 fn broken_pickles_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let sound = tensor(FLOAT, "0", 8, 0, &[2], &[1]);
