@@ -3,8 +3,12 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use candle_core::{Device, Tensor};
 use p2::checkpoint::StoredTensors;
+use p2::model::Noised;
+use p2::model::file::load;
 use p2::torch::TorchFile;
+use p2_nn::{Cpu, Threads};
 
 /// The network of the fixtures, out of the bundled preset.
 const NETWORK: [&str; 9] = [
@@ -13,7 +17,7 @@ const NETWORK: [&str; 9] = [
     "model.channel_mult=[1]",
     "model.attention_resolutions=[]",
     "model.n_res_blocks=1",
-    "diffusion.variance=fixed-small",
+    "diffusion.variance=learned-range",
     "diffusion.prediction=eps",
     "sample.sampler=ddim",
     "sample.spacing=even",
@@ -104,6 +108,38 @@ fn pytorch_weights_are_a_model_and_go_back_as_they_were() {
     converted(at, "b.pt", "d.pth.safetensors", &[]);
 }
 
+/// What PyTorch's network made of the same weights, images and noise levels.
+#[test]
+fn the_network_answers_as_in_pytorch() {
+    let folder = tempfile::tempdir().unwrap();
+    let exact = ["--set", "train.precision=exact"];
+    converted(folder.path(), &fixture("plain.pt"), "a.safetensors", &exact);
+    let cpu = Cpu::best(Threads::new(1));
+    let model = load(&folder.path().join("a.safetensors"), cpu)
+        .unwrap()
+        .model;
+    let mut forward = TorchFile::open(Path::new(&fixture("forward.pt"))).unwrap();
+    let mut nhwc = |name: &str, channels: usize| {
+        let values = forward.values(name).unwrap();
+        let nchw = Tensor::from_vec(values, (2, channels, 8, 8), &Device::Cpu).unwrap();
+        nchw.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap()
+    };
+    let (x_t, expected) = (nhwc("x", 3), nhwc("y", 6));
+    let noised = Noised {
+        x_t: &x_t,
+        t: &[7.0, 500.0],
+        labels: &[0, 0],
+    };
+    let got = model.predict(noised).unwrap();
+    let norm = |x: &Tensor| -> f32 {
+        let squares = x.sqr().unwrap().sum_all().unwrap();
+        squares.to_scalar::<f32>().unwrap().sqrt()
+    };
+    let error = norm(&(&got - &expected).unwrap()) / norm(&expected);
+    assert!(error < 1e-5, "relative error {error:e}");
+    assert!(norm(&expected) > 1.0, "the comparison is blind");
+}
+
 #[test]
 fn views_parameters_and_deeper_places_are_understood() {
     let open = |name: &str| TorchFile::open(Path::new(&fixture(name))).unwrap();
@@ -149,7 +185,7 @@ fn what_does_not_fit_is_named() {
     refused(
         &plain,
         "x.safetensors",
-        &["--set", "diffusion.variance=learned-range"],
+        &["--set", "diffusion.variance=fixed-small"],
         "`out.2.",
     );
     refused(&fixture("odd.pt"), "x.safetensors", &[], "--key ema");
