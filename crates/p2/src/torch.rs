@@ -1,7 +1,7 @@
 //! PyTorch's files of weights (`.pt`, `.pth`), read and written without running a line of them.
 //!
-//! A file is a zip of a pickle, which is a program for a stack machine, and of raw numbers. [`pickle`] interprets the
-//! few instructions that weights need and refuses all others by name; [`read`] finds the numbers; [`write`] makes the
+//! A file is a zip of a pickle, which is a program for a stack machine, and of raw numbers. `pickle` interprets the
+//! few instructions that weights need and refuses all others by name; `read` finds the numbers; `write` makes the
 //! same kind of file.
 
 mod pickle;

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use candle_core::{Device, Tensor};
-use p2::checkpoint::StoredTensors;
-use p2::model::Noised;
+use p2::checkpoint::{NamedTensor, StoredTensors};
+use p2::config::{Base, resolve};
 use p2::model::file::load;
+use p2::model::{Model, Noised};
 use p2::torch::TorchFile;
 use p2_nn::{Cpu, Threads};
 
@@ -138,6 +139,60 @@ fn the_network_answers_as_in_pytorch() {
     let error = norm(&(&got - &expected).unwrap()) / norm(&expected);
     assert!(error < 1e-5, "relative error {error:e}");
     assert!(norm(&expected) > 1.0, "the comparison is blind");
+}
+
+/// The network of the paper's checkpoints: 362 tensors by name, made here, are taken strictly, and draw.
+#[test]
+fn weights_of_the_papers_size_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let run = resolve(&Base::Preset("paper-256".into()), &[]).unwrap();
+    let model = Model::zeros(&run, Cpu::best(Threads::new(2))).unwrap();
+    let tensors: Vec<NamedTensor<'_>> = model
+        .params()
+        .iter()
+        .map(|param| {
+            let shape = param.reference_shape();
+            let n: usize = shape.iter().product();
+            let values: Vec<f32> = (0..n).map(|i| 0.02 * (i as f32 * 0.7).sin()).collect();
+            NamedTensor {
+                name: param.name().to_owned(),
+                shape,
+                values: values.into(),
+            }
+        })
+        .collect();
+    assert_eq!(tensors.len(), 362);
+    p2::torch::save(&at.join("paper.pt"), &tensors).unwrap();
+    drop(tensors);
+    let converted = p2(
+        at,
+        &[
+            "convert",
+            "paper.pt",
+            "paper.safetensors",
+            "--preset",
+            "paper-256",
+        ],
+    );
+    let said = String::from_utf8_lossy(&converted.stderr).into_owned();
+    assert!(said.contains("93563910 numbers in 362 tensors"), "{said}");
+    let arguments = [
+        "sample",
+        "paper.safetensors",
+        "--n-images",
+        "1",
+        "--steps",
+        "1",
+    ];
+    let drawn = p2(at, &[&arguments[..], &["--out", "drawn"]].concat());
+    assert!(
+        drawn.status.success(),
+        "{}",
+        String::from_utf8_lossy(&drawn.stderr)
+    );
+    let picture = image::open(at.join("drawn/000000.png")).unwrap();
+    assert_eq!((picture.width(), picture.height()), (256, 256));
 }
 
 #[test]
