@@ -36,15 +36,18 @@ fn list(arguments: &WeightsListArgs, printer: &Printer) -> anyhow::Result<()> {
                 "formula": description.formula,
                 "source": description.source,
                 "raw": example.is_raw(),
+                "learns": example.is_stateful(),
             })
         });
         return printer.json(&kinds);
     }
     for example in EXAMPLES {
-        let (text, description) = (spec::text(example), describe(example));
+        let (kind, description) = (spec::kind(example), describe(example));
         printer.data(format_args!(
-            "{text:32}  {:42}  {}",
-            description.formula, description.source
+            "{kind:20}  {:42}  {:24}  {}",
+            description.formula,
+            description.source,
+            spec::text(example)
         ))?;
     }
     printer.note(
@@ -115,6 +118,9 @@ fn text(report: &Report) -> anyhow::Result<String> {
     let mut text = format!("\n{}", report.spec);
     if report.raw {
         text.push_str("  (raw: repeats another program's number)");
+    }
+    if report.learns {
+        text.push_str("  (learns from the errors it sees: these weights are those it starts with)");
     }
     writeln!(
         text,

@@ -19,6 +19,8 @@ pub struct Report {
     pub kind: String,
     /// Whether it repeats another program's number.
     pub raw: bool,
+    /// Whether it learns from the errors that it sees; all that follows is then what it starts with.
+    pub learns: bool,
     /// Mean weight on the eps error: the factor on the size of the loss, and on the learning rate where the
     /// optimizer does not undo it.
     pub mean_weight: f64,
@@ -103,6 +105,7 @@ pub fn report(weighting: Weighting, run: &Run) -> Result<Report, Problem> {
     Ok(Report {
         kind: spec::kind(weighting),
         raw: weighting.is_raw(),
+        learns: weighting.is_stateful(),
         mean_weight: objective.mean_weight(),
         peak_log_snr: objective.peak_log_snr(),
         log_snr_at: Quantiles { p10, p50, p90 },

@@ -80,6 +80,8 @@ fn every_kind_is_listed() {
     assert_eq!(list.len(), p2::weights::catalog::EXAMPLES.len());
     let raw = list.iter().filter(|kind| kind["raw"] == true);
     assert_eq!(raw.count(), 4);
+    let learns = list.iter().filter(|kind| kind["learns"] == true);
+    assert_eq!(learns.count(), 2);
 }
 
 #[test]
