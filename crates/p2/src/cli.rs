@@ -289,6 +289,9 @@ pub struct SampleArgs {
     /// Save the unrounded pixels as well, in [-1, 1] and [N, H, W, C]
     #[arg(long, value_name = "FILE.safetensors")]
     pub raw: Option<PathBuf>,
+    /// Save all images in one file as well, as the evaluator of guided-diffusion reads them
+    #[arg(long, value_name = "FILE.npz")]
+    pub npz: Option<PathBuf>,
     /// Print the results as JSON
     #[arg(long)]
     pub json: bool,

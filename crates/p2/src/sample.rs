@@ -1,5 +1,6 @@
 //! Draws images from a model. Image i of a seed has the same bits in any batch, with any threads.
 
+mod npz;
 mod run;
 
 use std::cell::Cell;
@@ -14,6 +15,7 @@ use crate::checkpoint::{self, NamedTensor, TensorFile};
 use crate::config::section::{self, Sampler, Spacing};
 use crate::model::Model;
 use crate::rng::{Draws, Stream};
+pub use npz::npz_file;
 use run::Run;
 
 /// How images are drawn.
@@ -173,7 +175,7 @@ fn noise(images: Range<u64>, size: usize, seed: u64, lane: u64) -> p2_diffusion:
 }
 
 /// The class of an image: the one asked for, or all in turn.
-fn label(model: &Model, options: &SampleOptions<'_>, image: u64) -> u32 {
+pub fn label(model: &Model, options: &SampleOptions<'_>, image: u64) -> u32 {
     let n_classes = model.n_classes().max(1) as u64;
     options.class.unwrap_or((image % n_classes) as u32)
 }

@@ -17,7 +17,7 @@ use crate::model::file::{Loaded, load};
 use crate::monitor::grid::{Images, Size};
 use crate::print::Printer;
 use crate::problem::Problem;
-use crate::sample::{Guidance, SampleOptions, draw, raw_file};
+use crate::sample::{Guidance, SampleOptions, draw, label, npz_file, raw_file};
 
 /// Images computed at once, if the user does not say.
 const BATCH_SIZE: u64 = 16;
@@ -42,9 +42,11 @@ pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Resul
         printer.note(format_args!("sampling from {}", loaded.path.display()));
         durable::make_folder(&arguments.out)?;
         // Now rather than after hours of drawing.
-        let raw_folder = arguments.raw.as_deref().and_then(Path::parent);
-        if let Some(folder) = raw_folder.filter(|folder| !folder.as_os_str().is_empty()) {
-            durable::make_folder(folder)?;
+        for path in [&arguments.raw, &arguments.npz].into_iter().flatten() {
+            let folder = path.parent();
+            if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
+                durable::make_folder(folder)?;
+            }
         }
         let started = Instant::now();
         let n_images = arguments.n_images.get() as u64;
@@ -56,6 +58,13 @@ pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Resul
         images(grid, size)?.save_grid(&arguments.out.join("grid.png"))?;
         if let Some(raw) = &arguments.raw {
             raw_file(raw, size, &pixels)?;
+        }
+        if let Some(npz) = &arguments.npz {
+            let labels: Vec<u32> = (0..n_images)
+                .map(|image| label(&loaded.model, &options, image))
+                .collect();
+            let labels = (loaded.model.n_classes() > 0).then_some(labels.as_slice());
+            npz_file(npz, size, &pixels, labels)?;
         }
         let seconds = started.elapsed().as_secs_f64();
         if arguments.json {
@@ -95,7 +104,7 @@ fn draw_all(
             .to_vec1::<f32>()
             .context("cannot read samples")?;
         save_each(&arguments.out, first, &images(&pixels, model.image_size())?)?;
-        if arguments.raw.is_some() || first < GRID_IMAGES {
+        if arguments.raw.is_some() || arguments.npz.is_some() || first < GRID_IMAGES {
             all.extend(pixels);
         }
         printer.detail(format_args!("{} of {n_images} images", batch.end));

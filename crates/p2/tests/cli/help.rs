@@ -160,6 +160,8 @@ fn options_of_models_have_one_line_each() {
                                                     core]
                   --raw <FILE.safetensors>          Save the unrounded pixels as well, in [-1, 1] and [N, H, W,
                                                     C]
+                  --npz <FILE.npz>                  Save all images in one file as well, as the evaluator of
+                                                    guided-diffusion reads them
                   --json                            Print the results as JSON
                   --out <DIR>                       Folder of the images
               -q, --quiet                           Tell only warnings and errors

@@ -131,6 +131,40 @@ fn evaluations_of_the_network_are_counted() {
     }
 }
 
+/// Pixels cut off to whole numbers, and the classes, at the places where NumPy's format has them.
+#[test]
+fn samples_are_saved_for_the_evaluator() {
+    let project = trained();
+    let npz = ["--npz", "for/evaluator.npz"];
+    let bits = draw(&project, "run", 5, &npz);
+    let file = fs::File::open(project.path().join("for/evaluator.npz")).unwrap();
+    let mut zip = zip::ZipArchive::new(file).unwrap();
+    let mut read = |name: &str| {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut zip.by_name(name).unwrap(), &mut bytes).unwrap();
+        assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
+        let start = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+        assert_eq!(start % 64, 0);
+        let header = String::from_utf8(bytes[10..start].to_vec()).unwrap();
+        (header, bytes[start..].to_vec())
+    };
+    let (header, pixels) = read("arr_0.npy");
+    assert!(header.contains("'descr': '|u1'"), "{header}");
+    assert!(header.contains("'shape': (5, 8, 8, 3, )"), "{header}");
+    assert_eq!(pixels.len(), bits.len());
+    for (pixel, bits) in pixels.iter().zip(bits) {
+        let expected = (f32::from_bits(bits) + 1.0) * 127.5;
+        assert_eq!(*pixel, expected.clamp(0.0, 255.0).floor() as u8);
+    }
+    let (header, labels) = read("arr_1.npy");
+    assert!(
+        header.contains("'descr': '<i8'") && header.contains("(5, )"),
+        "{header}"
+    );
+    let labels: Vec<u8> = labels.chunks(8).map(|label| label[0]).collect();
+    assert_eq!(labels, [0, 1, 0, 1, 0]);
+}
+
 #[test]
 fn classes_are_drawn_in_turn_or_alone() {
     let project = trained();
