@@ -4,8 +4,8 @@ use std::f64::consts::LN_2;
 
 use candle_core::Tensor;
 
-use crate::per_image::{self, Term};
-use crate::sampler::{AncestralOptions, p_mean_variance};
+use crate::per_image;
+use crate::sampler::{AncestralOptions, p_mean_variance, posterior_mean};
 use crate::{Denoised, NoiseSchedule, Result, discretized_gaussian_log_likelihood};
 
 /// The term of the bound at levels `i`, in bits per dimension: `[N]`.
@@ -32,18 +32,11 @@ pub fn bound_terms(
 ) -> Result<Tensor> {
     let model = p_mean_variance(schedule, x_t, denoised, i, options)?;
     per_image::check_shape("x0", x0, x_t)?;
-    let gather = |table: &[f64]| per_image::gather(table, i, |value| value);
-    let mean = per_image::sum(
-        Term {
-            tensor: x0,
-            factor: gather(schedule.posterior_mean_x0()),
-        },
-        Term {
-            tensor: x_t,
-            factor: gather(schedule.posterior_mean_x_t()),
-        },
+    let mean = posterior_mean(schedule, x0, x_t, i)?;
+    let log_variance = per_image::column(
+        per_image::gather(schedule.posterior_log_variance_clipped(), i, |log| log),
+        x_t,
     )?;
-    let log_variance = per_image::column(gather(schedule.posterior_log_variance_clipped()), x_t)?;
     let model_log_variance = model.log_variance.broadcast_as(x_t.shape())?;
     let divergence = divergence(
         (&mean, &log_variance.broadcast_as(x_t.shape())?),

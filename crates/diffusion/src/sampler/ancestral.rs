@@ -65,16 +65,7 @@ pub fn p_mean_variance(
     check_step(schedule, x_t, &denoised.x0_hat, i)?;
     let x0_hat = options.clip.apply(&denoised.x0_hat)?;
     let gather = |table: &[f64]| per_image::gather(table, i, |value| value);
-    let mean = per_image::sum(
-        Term {
-            tensor: &x0_hat,
-            factor: gather(schedule.posterior_mean_x0()),
-        },
-        Term {
-            tensor: x_t,
-            factor: gather(schedule.posterior_mean_x_t()),
-        },
-    )?;
+    let mean = posterior_mean(schedule, &x0_hat, x_t, i)?;
     let log_variance = match options.variance {
         Variance::FixedSmall => {
             per_image::column(gather(schedule.posterior_log_variance_clipped()), x_t)?
@@ -92,6 +83,26 @@ pub fn p_mean_variance(
         log_variance,
         x0_hat,
     })
+}
+
+/// The mean of q(x_{t-1} given x_t, x0) at checked levels `i`, like `x_t`.
+pub(crate) fn posterior_mean(
+    schedule: &NoiseSchedule,
+    x0: &Tensor,
+    x_t: &Tensor,
+    i: &[u32],
+) -> Result<Tensor> {
+    let gather = |table: &[f64]| per_image::gather(table, i, |value| value);
+    per_image::sum(
+        Term {
+            tensor: x0,
+            factor: gather(schedule.posterior_mean_x0()),
+        },
+        Term {
+            tensor: x_t,
+            factor: gather(schedule.posterior_mean_x_t()),
+        },
+    )
 }
 
 /// Ancestral sampling from the noisiest level down: `x_{t-1} = mean + std noise`, the mean alone at the end.

@@ -113,16 +113,33 @@ impl Course {
 
 /// A run down a course.
 pub(super) struct Descent<'a, D: ?Sized> {
-    pub(super) denoiser: &'a D,
-    pub(super) course: &'a Course,
-    pub(super) clip: Clip,
-    pub(super) noise: &'a mut dyn FnMut(usize) -> Result<Tensor>,
-    pub(super) on_step: &'a mut dyn FnMut(StepReport<'_>) -> Result<()>,
+    denoiser: &'a D,
+    course: &'a Course,
+    clip: Clip,
+    noise: &'a mut dyn FnMut(usize) -> Result<Tensor>,
+    on_step: &'a mut dyn FnMut(StepReport<'_>) -> Result<()>,
     /// Noises drawn so far.
-    pub(super) n_noises: usize,
+    n_noises: usize,
 }
 
-impl<D: Denoiser + ?Sized> Descent<'_, D> {
+impl<'a, D: Denoiser + ?Sized> Descent<'a, D> {
+    /// A run at its beginning.
+    pub(super) fn new(
+        (denoiser, course): (&'a D, &'a Course),
+        clip: Clip,
+        noise: &'a mut dyn FnMut(usize) -> Result<Tensor>,
+        on_step: &'a mut dyn FnMut(StepReport<'_>) -> Result<()>,
+    ) -> Self {
+        Self {
+            denoiser,
+            course,
+            clip,
+            noise,
+            on_step,
+            n_noises: 0,
+        }
+    }
+
     /// What the run starts with, `x_t` being standard normal.
     pub(super) fn start(&self, x_t: &Tensor) -> Result<Tensor> {
         Ok(x_t.affine(1.0 / shrink(self.course.sigmas[0]), 0.0)?)
@@ -147,7 +164,7 @@ impl<D: Denoiser + ?Sized> Descent<'_, D> {
     }
 
     /// The steps: number of each, the noise before and after it.
-    pub(super) fn steps(&self) -> impl Iterator<Item = (usize, f64, f64)> + use<D> {
+    pub(super) fn steps(&self) -> impl Iterator<Item = (usize, f64, f64)> + use<'a, D> {
         let sigmas = self.course.sigmas.clone();
         (0..sigmas.len() - 1).map(move |step| (step, sigmas[step], sigmas[step + 1]))
     }

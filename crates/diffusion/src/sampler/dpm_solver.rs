@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::course::{Descent, combine};
-use super::euler_ancestral::down_and_up;
+use super::euler_ancestral::leap;
 use super::{Clip, Course, StepReport};
 use crate::constant::{self, Constant};
 use crate::{Denoiser, Result};
@@ -45,14 +45,7 @@ pub fn dpm_multistep<D: Denoiser + ?Sized>(
         Constant::that("order", order as f64, is_order, "1, 2 or 3"),
         Constant::share("eta", eta),
     ])?;
-    let mut run = Descent {
-        denoiser,
-        course,
-        clip,
-        noise,
-        on_step,
-        n_noises: 0,
-    };
+    let mut run = Descent::new((denoiser, course), clip, noise, on_step);
     let mut x = run.start(x_t)?;
     // The last guesses with the length of the step after each, in -ln sigma; the newest first.
     let mut guesses: Vec<(Tensor, f64)> = Vec::new();
@@ -143,14 +136,7 @@ pub fn dpm_singlestep<D: Denoiser + ?Sized>(
 ) -> Result<Tensor> {
     let SinglestepOptions { clip, eta } = options;
     constant::check([Constant::share("eta", eta)])?;
-    let mut run = Descent {
-        denoiser,
-        course,
-        clip,
-        noise,
-        on_step,
-        n_noises: 0,
-    };
+    let mut run = Descent::new((denoiser, course), clip, noise, on_step);
     let mut x = run.start(x_t)?;
     for (step, sigma, next) in run.steps() {
         let x0_hat = run.denoise(&x, sigma)?;
@@ -165,22 +151,4 @@ pub fn dpm_singlestep<D: Denoiser + ?Sized>(
         run.report(step, &x0_hat, &x)?;
     }
     run.end(&x)
-}
-
-/// From one noise to another as if the guess were right, with fresh noise.
-fn leap<D: Denoiser + ?Sized>(
-    run: &mut Descent<'_, D>,
-    x: &Tensor,
-    x0_hat: &Tensor,
-    [sigma, next]: [f64; 2],
-    eta: f64,
-) -> Result<Tensor> {
-    let [down, up] = down_and_up(sigma, next, eta);
-    let ratio = down / sigma;
-    let x = combine(&[(ratio, x), (1.0 - ratio, x0_hat)])?;
-    if up == 0.0 {
-        return Ok(x);
-    }
-    let fresh = run.fresh(&x)?;
-    combine(&[(1.0, &x), (up, &fresh)])
 }

@@ -78,14 +78,7 @@ pub fn edm<D: Denoiser + ?Sized>(
     on_step: &mut dyn FnMut(StepReport<'_>) -> Result<()>,
 ) -> Result<Tensor> {
     let EdmOptions { clip, order, churn } = options;
-    let mut run = Descent {
-        denoiser,
-        course,
-        clip,
-        noise,
-        on_step,
-        n_noises: 0,
-    };
+    let mut run = Descent::new((denoiser, course), clip, noise, on_step);
     let mut x = run.start(x_t)?;
     for (step, sigma, next) in run.steps() {
         let raised = churn.raised(sigma, course.n_steps());

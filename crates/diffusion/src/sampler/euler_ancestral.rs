@@ -17,7 +17,7 @@ pub struct EulerAncestralOptions {
 }
 
 /// How far down a step goes, and how much fresh noise then leads up to `next`.
-pub(super) fn down_and_up(sigma: f64, next: f64, eta: f64) -> [f64; 2] {
+fn down_and_up(sigma: f64, next: f64, eta: f64) -> [f64; 2] {
     let up = eta * next * (1.0 - (next / sigma).powi(2)).max(0.0).sqrt();
     let up = up.min(next);
     [(next * next - up * up).sqrt(), up]
@@ -44,25 +44,30 @@ pub fn euler_ancestral<D: Denoiser + ?Sized>(
 ) -> Result<Tensor> {
     let EulerAncestralOptions { clip, eta } = options;
     constant::check([Constant::share("eta", eta)])?;
-    let mut run = Descent {
-        denoiser,
-        course,
-        clip,
-        noise,
-        on_step,
-        n_noises: 0,
-    };
+    let mut run = Descent::new((denoiser, course), clip, noise, on_step);
     let mut x = run.start(x_t)?;
     for (step, sigma, next) in run.steps() {
         let x0_hat = run.denoise(&x, sigma)?;
-        let [down, up] = down_and_up(sigma, next, eta);
-        let ratio = down / sigma;
-        x = combine(&[(ratio, &x), (1.0 - ratio, &x0_hat)])?;
-        if up > 0.0 {
-            let fresh = run.fresh(&x)?;
-            x = combine(&[(1.0, &x), (up, &fresh)])?;
-        }
+        x = leap(&mut run, &x, &x0_hat, [sigma, next], eta)?;
         run.report(step, &x0_hat, &x)?;
     }
     run.end(&x)
+}
+
+/// From one noise to another as if the guess were right, with fresh noise.
+pub(super) fn leap<D: Denoiser + ?Sized>(
+    run: &mut Descent<'_, D>,
+    x: &Tensor,
+    x0_hat: &Tensor,
+    [sigma, next]: [f64; 2],
+    eta: f64,
+) -> Result<Tensor> {
+    let [down, up] = down_and_up(sigma, next, eta);
+    let ratio = down / sigma;
+    let x = combine(&[(ratio, x), (1.0 - ratio, x0_hat)])?;
+    if up == 0.0 {
+        return Ok(x);
+    }
+    let fresh = run.fresh(&x)?;
+    combine(&[(1.0, &x), (up, &fresh)])
 }

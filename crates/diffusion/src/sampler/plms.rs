@@ -24,14 +24,8 @@ pub fn plms<D: Denoiser + ?Sized>(
     clip: Clip,
     on_step: &mut dyn FnMut(StepReport<'_>) -> Result<()>,
 ) -> Result<Tensor> {
-    let mut run = Descent {
-        denoiser,
-        course,
-        clip,
-        noise: &mut super::no_noise,
-        on_step,
-        n_noises: 0,
-    };
+    let mut no_noise = super::no_noise;
+    let mut run = Descent::new((denoiser, course), clip, &mut no_noise, on_step);
     let mut x = run.start(x_t)?;
     // Guesses of the noise and their sigmas, the newest first.
     let mut guesses: Vec<(Tensor, f64)> = Vec::new();

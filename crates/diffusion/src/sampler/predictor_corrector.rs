@@ -49,14 +49,7 @@ pub fn predictor_corrector<D: Denoiser + ?Sized>(
     on_step: &mut dyn FnMut(StepReport<'_>) -> Result<()>,
 ) -> Result<Tensor> {
     constant::check([Constant::positive("snr", options.snr)])?;
-    let mut run = Descent {
-        denoiser,
-        course,
-        clip: options.clip,
-        noise,
-        on_step,
-        n_noises: 0,
-    };
+    let mut run = Descent::new((denoiser, course), options.clip, noise, on_step);
     let mut x = run.start(x_t)?;
     for (step, sigma, next) in run.steps() {
         let x0_hat = run.denoise(&x, sigma)?;

@@ -92,14 +92,8 @@ pub fn probability_flow<D: Denoiser + ?Sized>(
     let sigmas = course.sigmas();
     let ends_clean = sigmas[course.n_steps()] == 0.0;
     let last = sigmas[course.n_steps() - usize::from(ends_clean)];
-    let mut run = Descent {
-        denoiser,
-        course,
-        clip,
-        noise: &mut super::no_noise,
-        on_step,
-        n_noises: 0,
-    };
+    let mut no_noise = super::no_noise;
+    let mut run = Descent::new((denoiser, course), clip, &mut no_noise, on_step);
     let mut x = run.start(x_t)?;
     let (mut at, end) = (sigmas[0].ln(), last.ln());
     let mut slope = slope_at(&run, &x, at)?;

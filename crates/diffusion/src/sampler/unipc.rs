@@ -36,14 +36,8 @@ pub fn unipc<D: Denoiser + ?Sized>(
     let UniPcOptions { clip, order } = options;
     let is_order = (1..=3).contains(&order);
     constant::check([Constant::that("order", order as f64, is_order, "1, 2 or 3")])?;
-    let mut run = Descent {
-        denoiser,
-        course,
-        clip,
-        noise: &mut super::no_noise,
-        on_step,
-        n_noises: 0,
-    };
+    let mut no_noise = super::no_noise;
+    let mut run = Descent::new((denoiser, course), clip, &mut no_noise, on_step);
     let mut x = run.start(x_t)?;
     // Guesses and their -ln sigma, the newest first; where the last step came from.
     let mut guesses: Vec<(Tensor, f64)> = Vec::new();

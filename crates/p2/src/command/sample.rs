@@ -131,12 +131,19 @@ fn images(pixels: &[f32], size: usize) -> anyhow::Result<Images<'_>> {
 
 /// What the user asks for, and for the rest what the model was trained to show.
 fn options<'a>(arguments: &SampleArgs, config: &RunConfig) -> Result<SampleOptions<'a>, Problem> {
+    let sampler = arguments.sampler.unwrap_or(config.sample.sampler);
+    let spacing = match (arguments.spacing, config.sample.spacing) {
+        (Some(spacing), _) => spacing,
+        // The model's own sampler goes between timesteps, the one asked for cannot.
+        (None, Spacing::Karras) if sampler.is_discrete() => Spacing::Even,
+        (None, spacing) => spacing,
+    };
     let options = SampleOptions {
-        sampler: arguments.sampler.unwrap_or(config.sample.sampler),
+        sampler,
         n_steps: arguments
             .steps
             .map_or(config.sample.n_steps, std::num::NonZero::get),
-        spacing: arguments.spacing.unwrap_or(config.sample.spacing),
+        spacing,
         eta: arguments.eta.unwrap_or(config.sample.eta),
         seed: arguments.seed,
         class: arguments.class,

@@ -106,7 +106,6 @@ fn pytorch_weights_are_a_model_and_go_back_as_they_were() {
     converted(at, "b.pt", "c.safetensors", &[]);
     let read = |name: &str| std::fs::read(at.join(name)).unwrap();
     assert_eq!(read("a.safetensors"), read("c.safetensors"));
-    converted(at, "b.pt", "d.pth.safetensors", &[]);
 }
 
 /// What PyTorch's network made of the same weights, images and noise levels.

@@ -119,6 +119,20 @@ fn every_sampler_draws_an_image_alike_in_any_batch() {
     }
 }
 
+/// A sampler that is asked for need not suit the spacing of the model's own.
+#[test]
+fn a_discrete_sampler_leaves_the_spacing_of_the_models_own() {
+    let project = Project::new();
+    let set = ["sample.sampler=dpm-2m", "sample.spacing=karras"];
+    let set = set.iter().flat_map(|each| ["--set", each]);
+    let more: Vec<&str> = set.chain(["--max-images", "12"]).collect();
+    project.finish("run", &more);
+    let ancestral = ["--sampler", "ancestral", "--steps", "5"];
+    let even = [&ancestral[..], &["--spacing", "even"]].concat();
+    assert!(draw(&project, "run", 2, &ancestral) == draw(&project, "run", 2, &even));
+    assert!(draw(&project, "run", 2, &[]) != draw(&project, "run", 2, &["--spacing", "even"]));
+}
+
 #[test]
 fn evaluations_of_the_network_are_counted() {
     let project = trained();
