@@ -2,6 +2,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod adamw;
+pub mod classifier;
 mod error;
 pub mod layer;
 pub mod op;
@@ -11,6 +12,7 @@ mod uncertainty;
 pub mod unet;
 
 pub use adamw::AdamW;
+pub use classifier::Classifier;
 pub use error::Error;
 pub use p2_kernels::{Cpu, Isa, Precision, Threads};
 pub use params::{Init, Initializer, Params};

@@ -65,7 +65,7 @@ fn shape_error(message: impl std::fmt::Display) -> crate::Error {
 }
 
 /// An op in plain candle operations, differentiated by candle.
-fn composed<const N: usize>(
+pub(crate) fn composed<const N: usize>(
     name: &'static str,
     inputs: [&Node; N],
     composition: impl FnOnce([&Tensor; N]) -> candle_core::Result<Tensor>,

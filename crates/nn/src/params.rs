@@ -17,8 +17,11 @@ pub enum Init {
         /// The largest magnitude.
         bound: f64,
     },
-    /// Standard normal.
-    Normal,
+    /// Normal around 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
 }
 
 /// Fills the `index`-th parameter as `Init` says; the values are in the reference's layout.

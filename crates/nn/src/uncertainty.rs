@@ -51,7 +51,7 @@ impl Uncertainty {
             ));
         }
         let (mut frequencies, mut phases) = (vec![0.0; n_features], vec![0.0; n_features]);
-        initializer(0, Init::Normal, &mut frequencies);
+        initializer(0, Init::Normal { std: 1.0 }, &mut frequencies);
         initializer(1, Init::Uniform { bound: 0.5 }, &mut phases);
         let mut params = Params::default();
         let mut shifted =

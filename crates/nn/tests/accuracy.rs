@@ -45,7 +45,7 @@ fn run(dtype: DType, precision: Precision) -> Vec<(String, Vec<f64>)> {
         let (bound, shift) = match init {
             Init::Uniform { bound } => (bound, 0.0),
             Init::Ones => (0.1, 1.0),
-            Init::Zeros | Init::Normal => (0.04, 0.0),
+            Init::Zeros | Init::Normal { .. } => (0.04, 0.0),
         };
         values.fill_with(|| (shift + bound * noise.next()) as f32);
     };

@@ -1,10 +1,13 @@
-//! The U-Net against numbers of the reference code.
+//! The networks against numbers of the reference code.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use candle_core::{Device, Tensor};
-use p2_nn::unet::{Heads, Input, Order, Resample, TimeConditioning, UNet, timestep_embedding};
-use p2_nn::{Cpu, Precision, Tape, Threads, UNetConfig};
+use p2_nn::classifier::Pool;
+use p2_nn::unet::{
+    Heads, Input, Order, Resample, TimeConditioning, UNet, timestep_embedding, with_low_res,
+};
+use p2_nn::{Classifier, Cpu, Node, Params, Precision, Tape, Threads, UNetConfig};
 
 /// The base configuration of the golden numbers.
 fn tiny() -> UNetConfig {
@@ -33,11 +36,10 @@ fn cpu() -> Cpu {
     }
 }
 
-/// A network filled by the rule of the golden numbers: the k-th parameter is
+/// Fills a network by the rule of the golden numbers: the k-th parameter is
 /// `0.1 sin(0.7 k + 0.13 i)`, plus 1 for vectors named `weight`.
-fn golden_unet(config: UNetConfig) -> UNet {
-    let unet = UNet::new(config, &mut |_, _, _| {}).unwrap();
-    for (k, param) in unet.params().iter().enumerate() {
+fn fill(params: &Params) {
+    for (k, param) in params.iter().enumerate() {
         let shape = param.reference_shape();
         let one = if shape.len() == 1 && param.name().ends_with("weight") {
             1.0
@@ -51,6 +53,11 @@ fn golden_unet(config: UNetConfig) -> UNet {
             .set_values(&param.from_reference(&values).unwrap())
             .unwrap();
     }
+}
+
+fn golden_unet(config: UNetConfig) -> UNet {
+    let unet = UNet::new(config, &mut |_, _, _| {}).unwrap();
+    fill(unet.params());
     unet
 }
 
@@ -63,14 +70,18 @@ fn golden_input() -> Tensor {
     x.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap()
 }
 
-fn forward(unet: &UNet, x: &Tensor, t: &[f64], labels: Option<&[u32]>) -> Tensor {
+fn forward(unet: &UNet, x_t: &Node, t: &[f64], labels: Option<&[u32]>) -> Tensor {
     let input = Input {
-        x_t: &Tape::inference(cpu()).constant(x),
+        x_t,
         t,
         labels,
         dropout: None,
     };
     unet.forward(input).unwrap().value().clone()
+}
+
+fn on_tape(x: &Tensor) -> Node {
+    Tape::inference(cpu()).constant(x)
 }
 
 struct Golden {
@@ -86,14 +97,20 @@ struct Golden {
 fn check(config: UNetConfig, t: &[f64], labels: Option<&[u32]>, golden: &Golden) {
     let unet = golden_unet(config);
     assert_eq!(unet.params().n_elements(), golden.n_params);
-    let y = forward(&unet, &golden_input(), t, labels);
-    let y = y
-        .permute((0, 3, 1, 2))
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1::<f32>()
-        .unwrap();
+    check_output(
+        &forward(&unet, &on_tape(&golden_input()), t, labels),
+        golden,
+    );
+}
+
+/// The numbers of an image tensor, channels last, or of scores `[N, n_classes]`, in the reference's order.
+#[track_caller]
+fn check_output(y: &Tensor, golden: &Golden) {
+    let y = match y.rank() {
+        4 => y.permute((0, 3, 1, 2)).unwrap(),
+        _ => y.clone(),
+    };
+    let y = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let y: Vec<f64> = y.into_iter().map(f64::from).collect();
     let mean = y.iter().sum::<f64>() / y.len() as f64;
     let std = (y.iter().map(|y| (y - mean).powi(2)).sum::<f64>() / y.len() as f64).sqrt();
@@ -201,6 +218,100 @@ fn golden_d_ten_classes() {
             std: 3.482_118e-1,
             first: [-0.287_000_8, -0.485_041_6, -0.527_364_7, -0.468_118_8],
             last: [0.377_113_5, 0.266_511_9, 0.154_301_3, 0.084_579_95],
+        },
+    );
+}
+
+#[test]
+fn golden_e_super_resolution() {
+    let config = UNetConfig {
+        in_channels: 6,
+        ..tiny()
+    };
+    let golden = Golden {
+        n_params: 829_222,
+        mean: 7.366_863e-2,
+        std: 5.058_427e-1,
+        first: [-0.806_857_3, -1.321_891, -1.470_015, -1.438_253],
+        last: [-0.851_408_4, -0.824_490_3, -0.676_665_9, -0.362_828_9],
+    };
+    let unet = golden_unet(config);
+    assert_eq!(unet.params().n_elements(), golden.n_params);
+    let low_res: Vec<f32> = (0..2 * 3 * 16)
+        .map(|i| (0.3 * f64::from(i)).sin() as f32)
+        .collect();
+    let low_res = Tensor::from_vec(low_res, (2, 3, 4, 4), &Device::Cpu).unwrap();
+    let low_res = low_res.permute((0, 2, 3, 1)).unwrap();
+    let x_t = with_low_res(&on_tape(&golden_input()), &low_res).unwrap();
+    check_output(&forward(&unet, &x_t, &[7.0, 500.0], None), &golden);
+}
+
+/// The classifier of the golden numbers: ten classes.
+#[track_caller]
+fn check_classifier(pool: Pool, golden: &Golden) {
+    let config = UNetConfig {
+        out_channels: 10,
+        ..tiny()
+    };
+    let classifier = Classifier::new(config, pool, &mut |_, _, _| {}).unwrap();
+    fill(classifier.params());
+    assert_eq!(classifier.params().n_elements(), golden.n_params);
+    let scores = classifier.forward(&on_tape(&golden_input()), &[7.0, 500.0]);
+    check_output(scores.unwrap().value(), golden);
+}
+
+#[test]
+fn golden_f_classifier_with_attention() {
+    check_classifier(
+        Pool::Attention,
+        &Golden {
+            n_params: 381_834,
+            mean: -5.601_368e-2,
+            std: 2.261_405e-1,
+            first: [-0.281_148_9, 0.059_650_68, 0.249_732_3, -0.299_321_2],
+            last: [-0.306_138_9, -0.121_303_9, 0.228_856_8, -0.297_586_0],
+        },
+    );
+}
+
+#[test]
+fn golden_f_classifier_with_the_mean() {
+    check_classifier(
+        Pool::Adaptive,
+        &Golden {
+            n_params: 365_194,
+            mean: 1.227_469e-1,
+            std: 2.799_576e-1,
+            first: [0.449_814_3, -0.145_189_4, -0.082_519_65, 0.475_453_6],
+            last: [0.473_607_7, -0.012_532_96, -0.178_503_3, 0.447_936_8],
+        },
+    );
+}
+
+#[test]
+fn golden_f_classifier_with_all_means() {
+    check_classifier(
+        Pool::Spatial,
+        &Golden {
+            n_params: 845_706,
+            mean: -4.140_705e-3,
+            std: 3.885_643,
+            first: [4.140_590, -5.063_905, 3.227_067, 0.846_571_0],
+            last: [-2.874_829, -0.849_177_4, 4.396_932, -4.983_839],
+        },
+    );
+}
+
+#[test]
+fn golden_f_classifier_with_all_means_and_a_norm() {
+    check_classifier(
+        Pool::SpatialV2,
+        &Golden {
+            n_params: 849_802,
+            mean: -1.882_876,
+            std: 16.087_67,
+            first: [-4.441_708, -13.485_06, 23.558_50, -19.293_60],
+            last: [-24.799_29, 20.024_25, -3.236_288, -15.538_15],
         },
     );
 }

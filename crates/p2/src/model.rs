@@ -195,7 +195,12 @@ pub(crate) fn initialize(mut draws: Draws, init: Init, values: &mut [f32]) {
     match init {
         Init::Zeros => values.fill(0.0),
         Init::Ones => values.fill(1.0),
-        Init::Normal => draws.fill_normal(values),
+        Init::Normal { std } => {
+            draws.fill_normal(values);
+            for value in values {
+                *value = (f64::from(*value) * std) as f32;
+            }
+        }
         Init::Uniform { bound } => {
             for value in values {
                 *value = (bound * (2.0 * draws.uniform() - 1.0)) as f32;
