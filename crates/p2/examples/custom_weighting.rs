@@ -14,7 +14,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use p2::config::{Base, Override, resolve};
 use p2::data::{Batch, Dataset, Loader, LoaderOptions};
-use p2::model::{Model, Noised};
+use p2::model::{Condition, Model, Noised};
 use p2::rng::{Draws, Stream};
 use p2_diffusion::{Density, NoiseLevel, Objective, Stage, TimestepDensity};
 use p2_nn::{AdamW, Recompute, Tape, adamw};
@@ -92,7 +92,10 @@ fn gradients(
     let noised = Noised {
         x_t: &x_t,
         t: &times,
-        labels: &batch.labels,
+        condition: Condition {
+            labels: &batch.labels,
+            low_res: None,
+        },
     };
     let tape = Tape::recording(model.cpu(), Recompute::Nothing);
     let output = model.record(&tape, noised, None)?;

@@ -11,9 +11,9 @@
 use std::path::{Path, PathBuf};
 
 use p2::config::{Base, resolve};
-use p2::model::{Model, file};
+use p2::model::{Condition, Model, file};
 use p2::monitor::grid::{Images, Size};
-use p2::sample::{SampleOptions, draw};
+use p2::sample::{SampleOptions, draw, labels};
 use p2_nn::Cpu;
 
 const N_IMAGES: u64 = 16;
@@ -38,8 +38,12 @@ fn sample(model: &Path, picture: &Path, cpu: Cpu) -> anyhow::Result<()> {
     let loaded = file::load(model, cpu)?;
     println!("model: {}", loaded.path.display());
     let settings = &loaded.run.sample;
-    let options = SampleOptions::of(settings); // all classes in turn
-    let drawn = draw(&loaded.model, 0..N_IMAGES, &options, || Ok(()))?;
+    let options = SampleOptions::of(settings);
+    let condition = Condition {
+        labels: &labels(&loaded.model, 0..N_IMAGES, None), // all classes in turn
+        low_res: None,
+    };
+    let drawn = draw(&loaded.model, 0..N_IMAGES, condition, &options, || Ok(()))?;
     let size = loaded.model.image_size();
     let pixels: Vec<f32> = drawn.pixels.flatten_all()?.to_vec1()?;
     Images::new(

@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
 
+use candle_core::{Device, Tensor};
 use p2_nn::Cpu;
 use serde::Serialize;
 
@@ -15,7 +16,7 @@ pub use ops::OpTime;
 
 use crate::config::Run;
 use crate::data::Batch;
-use crate::model::{Model, Noised};
+use crate::model::{Condition, Model, Noised};
 use crate::rng::{Draws, Stream};
 use crate::sample::{SampleOptions, draw};
 use crate::train::{Clock, Trainer};
@@ -211,19 +212,32 @@ fn train_step(trainer: &mut Trainer, batch_size: usize) -> anyhow::Result<()> {
 
 /// One evaluation of the network on images that are drawn first, as in a step.
 fn forward(model: &Model, batch_size: usize) -> anyhow::Result<()> {
-    let size = model.image_size();
-    let batch = random_batch(0, batch_size, size);
-    let x_t = candle_core::Tensor::from_vec(
-        batch.pixels,
-        (batch_size, size, size, 3),
-        &candle_core::Device::Cpu,
-    )?; // [N, H, W, 3]
+    let x_t = random_images(model, batch_size)?;
+    let low_res = model.low_res(&x_t)?;
     let noised = Noised {
         x_t: &x_t,
         t: &vec![500.min(model.schedule().n_timesteps() - 1) as f64; batch_size],
-        labels: &batch.labels,
+        condition: Condition {
+            labels: &vec![0; batch_size],
+            low_res: low_res.as_ref(),
+        },
     };
     model.predict(noised).map(|_| ())
+}
+
+/// Images of uniform noise, `[N, H, W, 3]`.
+fn random_images(model: &Model, n: usize) -> anyhow::Result<Tensor> {
+    let size = model.image_size();
+    let pixels = random_batch(0, n, size).pixels;
+    Ok(Tensor::from_vec(pixels, (n, size, size, 3), &Device::Cpu)?)
+}
+
+/// Images for a super-resolution model to enlarge.
+fn low_res(model: &Model, n: usize) -> anyhow::Result<Option<Tensor>> {
+    match model.low_res_size() {
+        None => Ok(None),
+        Some(_) => model.low_res(&random_images(model, n)?),
+    }
 }
 
 /// Images of uniform noise, a function of their place in the run.
@@ -247,8 +261,14 @@ fn sampling(run: &Run, model: &Model, n_steps: NonZeroUsize) -> anyhow::Result<S
     let options = SampleOptions::of(&run.sample);
     let draw_all = |options: &SampleOptions<'_>| -> anyhow::Result<()> {
         for first in (0..n_images).step_by(run.train.batch_size) {
-            let end = (first + run.train.batch_size).min(n_images);
-            draw(model, first as u64..end as u64, options, || Ok(()))?;
+            let images = first..(first + run.train.batch_size).min(n_images);
+            let low_res = low_res(model, images.len())?;
+            let condition = Condition {
+                labels: &vec![0; images.len()],
+                low_res: low_res.as_ref(),
+            };
+            let images = images.start as u64..images.end as u64;
+            draw(model, images, condition, options, || Ok(()))?;
         }
         Ok(())
     };

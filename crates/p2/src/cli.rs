@@ -247,8 +247,19 @@ impl BaseArgs {
 #[command(after_help = "Example: p2 sample runs/emoji-32 --n-images 64 --steps 50 --out samples")]
 pub struct SampleArgs {
     /// A run, a checkpoint or a .safetensors file
-    #[arg(value_name = "MODEL")]
-    pub model: PathBuf,
+    #[arg(value_name = "MODEL", required_unless_present = "cascade")]
+    model: Option<PathBuf>,
+    /// Draw with the first of these models and enlarge with the others, in place of MODEL
+    #[arg(
+        long,
+        value_name = "BASE,SR",
+        value_delimiter = ',',
+        conflicts_with = "model"
+    )]
+    cascade: Vec<PathBuf>,
+    /// Folder or .zip of images that a super-resolution model enlarges, in turn
+    #[arg(long, value_name = "PATH")]
+    pub low_res: Option<String>,
     /// How many images
     #[arg(long, value_name = "IMAGES")]
     pub n_images: std::num::NonZeroUsize,
@@ -298,6 +309,13 @@ pub struct SampleArgs {
     /// Folder of the images
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+}
+
+impl SampleArgs {
+    /// The models that draw, in their order.
+    pub fn models(&self) -> impl Iterator<Item = &PathBuf> {
+        self.model.iter().chain(&self.cascade)
+    }
 }
 
 /// What `p2 presets` may be told.

@@ -3,7 +3,7 @@
 //! Reading order is the order of the data: `source` lists files (`folder`, `archive`, `bundled`) and
 //! reads them with patience (`access`), `check` drops those that cannot be images, `classes` and `split` sort the rest, `decode` (`jpeg`)
 //! and `crop` (`resample`) make pixels of them, `cache` keeps the pixels, `dataset` joins all that,
-//! `order` says which image comes when, `loader` serves batches, `pack` makes archives.
+//! `order` says which image comes when, `loader` serves batches, `tensor` single images, `pack` makes archives.
 
 mod access;
 mod archive;
@@ -22,6 +22,7 @@ mod pack;
 mod resample;
 mod source;
 mod split;
+mod tensor;
 
 pub use bundled::BUNDLED;
 pub use dataset::{Dataset, Image, SkippedFile, Split};

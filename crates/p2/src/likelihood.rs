@@ -7,8 +7,8 @@ use p2_diffusion::sampler::{AncestralOptions, Clip};
 use p2_diffusion::{Denoiser as _, Levels, bound_terms, prior_bpd};
 use serde::Serialize;
 
-use crate::data::{Dataset, Split, pixel_from_byte};
-use crate::model::Model;
+use crate::data::{Dataset, Split};
+use crate::model::{Condition, Model};
 use crate::rng::{Draws, Stream};
 use crate::train::values;
 
@@ -126,18 +126,16 @@ fn add_batch(
     options: &BoundOptions,
     sums: &mut Sums,
 ) -> anyhow::Result<()> {
-    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
-    for index in images.clone() {
-        let image = dataset.image(options.split, index)?;
-        pixels.extend(image.pixels.iter().map(|&byte| pixel_from_byte(byte)));
-        labels.push(image.label);
-    }
-    let (n, size) = (images.len(), model.image_size());
-    let x0 = Tensor::from_vec(pixels, (n, size, size, 3), &Device::Cpu)?; // [N, H, W, 3]
+    let n = images.len();
+    let (x0, labels) = dataset.images(options.split, images.clone())?; // [N, H, W, 3]
     let prior = values(&prior_bpd(options.levels.schedule(), &x0)?)?;
     let mut totals: Vec<f64> = prior.iter().copied().map(f64::from).collect();
     sums.prior += totals.iter().sum::<f64>();
-    let denoiser = model.denoiser(&labels);
+    let low_res = model.low_res(&x0)?;
+    let denoiser = model.denoiser(Condition {
+        labels: &labels,
+        low_res: low_res.as_ref(),
+    });
     let bound_options = AncestralOptions {
         clip: Clip::Pixels,
         variance: model.variance(),

@@ -2,6 +2,7 @@
 
 pub mod file;
 mod from_config;
+mod low_res;
 
 pub use from_config::schedule;
 #[cfg(test)]
@@ -17,7 +18,7 @@ use candle_core::Tensor;
 use p2_diffusion::{
     Denoised, Denoiser, NetworkOutput, NoiseSchedule, Objective, Prediction, Variance, Weighting,
 };
-use p2_nn::unet::{Dropout, Input, MultiplyAdds};
+use p2_nn::unet::{Dropout, Input, MultiplyAdds, with_low_res};
 use p2_nn::{Cpu, Init, Node, Params, Tape, UNet};
 
 use crate::config::RunConfig;
@@ -33,6 +34,8 @@ pub struct Model {
     n_classes: usize,
     /// The label of an image without a class, if the model was trained on some.
     no_class: Option<u32>,
+    /// Height and width of the images that it enlarges, if it does.
+    low_res_size: Option<usize>,
     cpu: Cpu,
 }
 
@@ -43,8 +46,17 @@ pub struct Noised<'a> {
     pub x_t: &'a Tensor,
     /// Their timesteps, `[N]`, or times between these.
     pub t: &'a [f64],
+    /// What it is told beside them.
+    pub condition: Condition<'a>,
+}
+
+/// What a network is told beside noised images and their noise levels.
+#[derive(Debug, Clone, Copy)]
+pub struct Condition<'a> {
     /// Classes, `[N]`; not used by an unconditional model.
     pub labels: &'a [u32],
+    /// Images to be enlarged, `[N, h, w, 3]`; for a super-resolution model.
+    pub low_res: Option<&'a Tensor>,
 }
 
 impl Model {
@@ -81,6 +93,7 @@ impl Model {
             variance: from_config::variance(config.diffusion.variance),
             n_classes: config.model.n_classes,
             no_class: (config.model.label_dropout > 0.0).then_some(config.model.n_classes as u32),
+            low_res_size: (config.model.low_res_size > 0).then_some(config.model.low_res_size),
             cpu: Cpu {
                 precision: from_config::precision(config.train.precision),
                 ..cpu
@@ -166,19 +179,24 @@ impl Model {
         noised: Noised<'_>,
         dropout: Option<&Rc<dyn Dropout>>,
     ) -> anyhow::Result<Node> {
+        let Condition { labels, low_res } = noised.condition;
+        let mut x_t = tape.constant(noised.x_t);
+        if let Some(low_res) = self.check_low_res(low_res)? {
+            x_t = with_low_res(&x_t, low_res)?; // [N, H, W, 6]
+        }
         Ok(self.unet.forward(Input {
-            x_t: &tape.constant(noised.x_t),
+            x_t: &x_t,
             t: noised.t,
-            labels: (self.n_classes() > 0).then_some(noised.labels),
+            labels: (self.n_classes() > 0).then_some(labels),
             dropout,
         })?)
     }
 
-    /// The model as a sampler sees it, for images of these classes.
-    pub fn denoiser<'a>(&'a self, labels: &'a [u32]) -> impl Denoiser + 'a {
+    /// The model as a sampler sees it, for images of these classes or enlarged from these.
+    pub fn denoiser<'a>(&'a self, condition: Condition<'a>) -> impl Denoiser + 'a {
         move |x_t: &Tensor, t: &[f64]| -> p2_diffusion::Result<Denoised> {
             let values = self
-                .predict(Noised { x_t, t, labels })
+                .predict(Noised { x_t, t, condition })
                 .map_err(|error| p2_diffusion::Error::Caller(error.into()))?;
             let output = NetworkOutput {
                 values: &values,

@@ -33,6 +33,8 @@ pub enum Stream {
     Likelihood = 10,
     /// Whether a training image loses its class; the index is the image's place in the run.
     LabelDropout = 11,
+    /// Noise on the small image that is to be enlarged; the index is the image's place in the run.
+    LowRes = 12,
 }
 
 /// Draws of one (seed, stream, index, lane): a counter-based ChaCha8 generator at its start.

@@ -13,7 +13,7 @@ use p2_diffusion::{Denoised, Denoiser, Guided};
 
 use crate::checkpoint::{self, NamedTensor, TensorFile};
 use crate::config::section::{self, Sampler, Spacing};
-use crate::model::Model;
+use crate::model::{Condition, Model};
 use crate::rng::{Draws, Stream};
 pub use npz::npz_file;
 use run::Run;
@@ -31,8 +31,6 @@ pub struct SampleOptions<'a> {
     pub eta: f64,
     /// Seed of all noise.
     pub seed: u64,
-    /// The class of every image; `None` for all classes in turn.
-    pub class: Option<u32>,
     /// Away from a worse guess.
     pub guidance: Guidance<'a>,
 }
@@ -60,7 +58,7 @@ impl Guidance<'_> {
 }
 
 impl SampleOptions<'_> {
-    /// As a configuration says, for all classes in turn.
+    /// As a configuration says.
     pub fn of(sample: &section::Sample) -> Self {
         Self {
             sampler: sample.sampler,
@@ -68,7 +66,6 @@ impl SampleOptions<'_> {
             spacing: sample.spacing,
             eta: sample.eta,
             seed: sample.seed,
-            class: None,
             guidance: Guidance::of_scale(sample.guidance),
         }
     }
@@ -83,15 +80,16 @@ pub struct Drawn {
     pub n_evaluations: usize,
 }
 
-/// Draws the images `images` of a seed.
+/// Draws the images `images` of a seed, each with its class (see [`labels`]) and what it is enlarged from.
 ///
 /// `on_step` is called after each step, and may end the drawing with an error.
 ///
 /// # Errors
-/// If there are more steps than noise levels, or the class does not exist.
+/// If there are more steps than noise levels, the class does not exist, or what a model shall enlarge is missing.
 pub fn draw(
     model: &Model,
     images: Range<u64>,
+    condition: Condition<'_>,
     options: &SampleOptions<'_>,
     mut on_step: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Drawn> {
@@ -104,16 +102,24 @@ pub fn draw(
     let mut parts = Vec::new();
     for first in images.clone().step_by(at_once as usize) {
         let part = first..(first + at_once).min(images.end);
-        let labels: Vec<u32> = part
-            .clone()
-            .map(|image| label(model, options, image))
-            .collect();
         let count = |n: usize| n_evaluations.set(n_evaluations.get() + n);
-        let denoiser = guided(model, &labels, options, &count)?;
+        let (place, n) = ((first - images.start) as usize, (part.end - first) as usize);
+        let low_res = condition.low_res.map(|all| all.narrow(0, place, n));
+        let low_res = low_res.transpose()?;
+        let condition = Condition {
+            labels: &condition.labels[place..place + n],
+            low_res: low_res.as_ref(),
+        };
+        let denoiser = guided(model, condition, options, &count)?;
         let mut report = |_: StepReport<'_>| {
             on_step().map_err(|error| p2_diffusion::Error::Caller(error.into()))
         };
-        let noise = |lane: u64| noise(part.clone(), model.image_size(), options.seed, lane);
+        // The networks of a cascade start from noise of their own.
+        let first_lane = (model.low_res_size().unwrap_or(0) as u64) << 32;
+        let noise = |lane: u64| {
+            let lane = first_lane + lane;
+            noise(part.clone(), model.image_size(), options.seed, lane)
+        };
         let run = Run {
             model,
             denoiser: denoiser.as_ref(),
@@ -132,18 +138,20 @@ pub fn draw(
 /// The model as a sampler shall see it: guided, and with its evaluations counted.
 fn guided<'a>(
     model: &'a Model,
-    labels: &'a [u32],
+    condition: Condition<'a>,
     options: &SampleOptions<'a>,
     count: &'a dyn Fn(usize),
 ) -> anyhow::Result<Box<dyn Denoiser + 'a>> {
     let guidance = options.guidance;
-    let good = counted(model, labels.to_vec(), count);
+    let Condition { labels, low_res } = condition;
+    let counted = |model, labels| counted(model, (labels, low_res), count);
+    let good = counted(model, labels.to_vec());
     if guidance.scale == 1.0 {
         return Ok(Box::new(good));
     }
     let bad = match (guidance.by, model.no_class()) {
-        (Some(other), _) => counted(other, labels.to_vec(), count),
-        (None, Some(no_class)) => counted(model, vec![no_class; labels.len()], count),
+        (Some(other), _) => counted(other, labels.to_vec()),
+        (None, Some(no_class)) => counted(model, vec![no_class; labels.len()]),
         (None, None) => anyhow::bail!("the model was never trained without classes"),
     };
     // Noise per unit of data is one over the root of the SNR.
@@ -153,10 +161,18 @@ fn guided<'a>(
 }
 
 /// A model's guesses for images of these classes, counted.
-fn counted<'a>(model: &'a Model, labels: Vec<u32>, count: &'a dyn Fn(usize)) -> impl Denoiser + 'a {
+fn counted<'a>(
+    model: &'a Model,
+    (labels, low_res): (Vec<u32>, Option<&'a Tensor>),
+    count: &'a dyn Fn(usize),
+) -> impl Denoiser + 'a {
     move |x_t: &Tensor, t: &[f64]| -> p2_diffusion::Result<Denoised> {
         count(t.len());
-        model.denoiser(&labels).denoise(x_t, t)
+        let condition = Condition {
+            labels: &labels,
+            low_res,
+        };
+        model.denoiser(condition).denoise(x_t, t)
     }
 }
 
@@ -174,10 +190,12 @@ fn noise(images: Range<u64>, size: usize, seed: u64, lane: u64) -> p2_diffusion:
     )?)
 }
 
-/// The class of an image: the one asked for, or all in turn.
-pub fn label(model: &Model, options: &SampleOptions<'_>, image: u64) -> u32 {
+/// The classes of images: the one asked for, or all in turn.
+pub fn labels(model: &Model, images: Range<u64>, class: Option<u32>) -> Vec<u32> {
     let n_classes = model.n_classes().max(1) as u64;
-    options.class.unwrap_or((image % n_classes) as u32)
+    images
+        .map(|image| class.unwrap_or((image % n_classes) as u32))
+        .collect()
 }
 
 /// Saves unrounded pixels, `[N, H, W, 3]` in `[-1, 1]`, as the tensor `images` of a safetensors

@@ -9,6 +9,7 @@ mod levels;
 mod linear_denoiser;
 mod noise;
 mod observer;
+mod picture;
 mod run;
 mod state;
 mod uncertainty;
@@ -37,7 +38,7 @@ use uncertainty::LearnedUncertainty;
 use crate::config::Run;
 use crate::data::{Batch, Loader};
 use crate::fault;
-use crate::model::{Model, Noised, objective, recompute};
+use crate::model::{Condition, Model, Noised, objective, recompute};
 use crate::rng::{Draws, Stream};
 
 /// A run in memory.
@@ -142,7 +143,8 @@ impl Trainer {
             let noise = self.noise(batch.first_image_idx + first as u64, n_part)?;
             let Images { x0, x_t } = noise.add_to(batch.pixels_of(first, n_part), schedule)?;
             let times = self.levels.times(&noise.t);
-            let output = self.record(batch, first, &x_t, &times)?;
+            let low_res = self.low_res(&x0, batch.first_image_idx + first as u64)?;
+            let output = self.record(batch, first, (&x_t, low_res.as_ref()), &times)?;
             let leaf = output.leaf()?;
             let loss = self.objective.loss(&leaf, &x0, &noise.eps, &noise.t)?;
             let files = &batch.files[first..first + n_part];
@@ -182,12 +184,21 @@ impl Trainer {
     }
 
     /// The network's output for the noised images of a batch from `first` on, recorded.
-    fn record(&self, batch: &Batch, first: usize, x_t: &Tensor, t: &[f64]) -> anyhow::Result<Node> {
+    fn record(
+        &self,
+        batch: &Batch,
+        first: usize,
+        (x_t, low_res): (&Tensor, Option<&Tensor>),
+        t: &[f64],
+    ) -> anyhow::Result<Node> {
         let labels = self.labels(batch, first, t.len());
         let noised = Noised {
             x_t,
             t,
-            labels: &labels,
+            condition: Condition {
+                labels: &labels,
+                low_res,
+            },
         };
         let dropout: Rc<dyn Dropout> = Rc::new(RunDropout {
             seed: self.run.train.seed,
@@ -225,6 +236,31 @@ impl Trainer {
         let images = image_idx..image_idx + n as u64;
         let size = self.model.image_size();
         Noise::draw(self.run.train.seed, images, size, &self.levels)
+    }
+
+    /// What a super-resolution model is to enlarge to the images of the run from `image_idx` on, with some noise.
+    ///
+    /// # Source
+    /// Ho et al. 2021, arXiv 2106.15282, section 4.2 (Gaussian conditioning augmentation; the model is not told how
+    /// much).
+    fn low_res(&self, x0: &Tensor, image_idx: u64) -> anyhow::Result<Option<Tensor>> {
+        let (seed, most) = (self.run.train.seed, self.run.model.low_res_noise);
+        let Some(low_res) = self.model.low_res(x0)? else {
+            return Ok(None);
+        };
+        if most == 0.0 {
+            return Ok(Some(low_res));
+        }
+        let n_values = low_res.elem_count() / low_res.dim(0)?.max(1);
+        let mut noise = vec![0.0; low_res.elem_count()];
+        for (image_idx, noise) in (image_idx..).zip(noise.chunks_exact_mut(n_values)) {
+            let mut draws = Draws::at(seed, Stream::LowRes, image_idx);
+            let std = most * draws.uniform();
+            draws.fill_normal(noise);
+            noise.iter_mut().for_each(|noise| *noise *= std as f32);
+        }
+        let noise = Tensor::from_vec(noise, low_res.shape(), low_res.device())?;
+        Ok(Some((low_res + noise)?))
     }
 
     fn adamw_step(&self, report: &StepReport, n_images: usize) -> adamw::Step {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use p2::config::{Base, resolve};
-use p2::model::{Model, file};
+use p2::model::{Condition, Model, file};
 use p2::monitor::grid::{Images, Size};
 use p2::sample::{SampleOptions, draw};
 use p2_nn::{Cpu, Threads};
@@ -123,7 +123,11 @@ fn sample_from_checkpoint_draws_what_the_library_draws() {
     ));
 
     let options = SampleOptions::of(&settings.sample);
-    let drawn = draw(&model, 0..16, &options, || Ok(())).unwrap();
+    let condition = Condition {
+        labels: &[0; 16],
+        low_res: None,
+    };
+    let drawn = draw(&model, 0..16, condition, &options, || Ok(())).unwrap();
     let pixels: Vec<f32> = drawn.pixels.flatten_all().unwrap().to_vec1().unwrap();
     let images = Images::new(
         Size {

@@ -5,6 +5,8 @@
 #![expect(clippy::disallowed_methods, reason = "tests write scratch files")]
 
 mod train {
+    /// Models that enlarge images, and cascades of them.
+    mod cascade;
     /// Two ways to say one thing, which must give the same numbers.
     mod equal;
     /// A NaN, a full disk, a damaged checkpoint.

@@ -86,6 +86,12 @@ pub struct Model {
     pub n_classes: usize,
     /// Share of images trained without their class, in `[0, 1)`; above 0 for classifier-free guidance.
     pub label_dropout: f64,
+    /// Height and width (in pixels) of the images that a super-resolution model enlarges; 0 for a model that draws from
+    /// noise alone.
+    pub low_res_size: usize,
+    /// Most noise that is added to these in training (its standard deviation; each image has a random share of it), so
+    /// that what another model drew can be enlarged too; 0 for none.
+    pub low_res_noise: f64,
 }
 
 /// How many attention heads: `{ channels = 64 }` or `{ count = 4 }`.

@@ -107,6 +107,8 @@ fn written_toml_looks_like_a_preset() {
         dropout = 0.0
         n_classes = 0
         label_dropout = 0.0
+        low_res_size = 0
+        low_res_noise = 0.0
 
         [diffusion]
         schedule = "linear"

@@ -13,7 +13,8 @@ pub(crate) fn unet(config: &RunConfig) -> UNetConfig {
     let model = &config.model;
     UNetConfig {
         image_size: config.data.image_size,
-        in_channels: N_CHANNELS,
+        // An image to be enlarged lies beside the noised one.
+        in_channels: N_CHANNELS * (1 + usize::from(model.low_res_size > 0)),
         out_channels: variance(config.diffusion.variance).output_channels(N_CHANNELS),
         channels: model.channels,
         channel_mult: model.channel_mult.clone(),

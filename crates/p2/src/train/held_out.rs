@@ -3,10 +3,10 @@
 use p2_diffusion::{Objective, Stage};
 use serde::Serialize;
 
-use super::noise::{Images, Noise, normal_images};
+use super::noise::normal_images;
 use super::values;
-use crate::data::{Dataset, Split, pixel_from_byte};
-use crate::model::{Model, Noised};
+use crate::data::{Dataset, Split};
+use crate::model::{Condition, Model, Noised};
 use crate::rng::{Draws, Stream};
 
 /// Held-out images that are looked at, at most.
@@ -69,7 +69,7 @@ pub(super) fn evaluate(
                     levels.start + (place * levels.len() as f64) as u32
                 })
                 .collect();
-            sum += errors(model, objective, dataset, batch, t, stage)?;
+            sum += errors(model, objective, dataset, batch, &t, stage)?;
         }
         Ok(sum / images.len() as f64)
     })
@@ -81,15 +81,10 @@ fn errors(
     objective: &Objective,
     dataset: &Dataset,
     images: &[usize],
-    t: Vec<u32>,
+    t: &[u32],
     stage: Stage,
 ) -> anyhow::Result<f64> {
-    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
-    for &index in images {
-        let image = dataset.image(Split::HeldOut, index)?;
-        pixels.extend(image.pixels.iter().map(|&byte| pixel_from_byte(byte)));
-        labels.push(image.label);
-    }
+    let (x0, labels) = dataset.images(Split::HeldOut, images.iter().copied())?;
     let lane = Stage::ALL
         .iter()
         .position(|&other| other == stage)
@@ -97,15 +92,18 @@ fn errors(
     let eps = normal_images(images.len(), model.image_size(), |i| {
         Draws::at_lane(SEED, Stream::HeldOut, images[i] as u64, lane)
     })?;
-    let noise = Noise { t, eps };
-    let Images { x0, x_t } = noise.add_to(&pixels, model.schedule())?;
-    let times: Vec<f64> = noise.t.iter().map(|&t| f64::from(t)).collect();
+    let x_t = model.schedule().add_noise(&x0, &eps, t)?;
+    let times: Vec<f64> = t.iter().map(|&t| f64::from(t)).collect();
+    let low_res = model.low_res(&x0)?;
     let noised = Noised {
         x_t: &x_t,
         t: &times,
-        labels: &labels,
+        condition: Condition {
+            labels: &labels,
+            low_res: low_res.as_ref(),
+        },
     };
     let output = model.predict(noised)?;
-    let loss = objective.loss(&output, &x0, &noise.eps, &noise.t)?;
+    let loss = objective.loss(&output, &x0, &eps, t)?;
     Ok(values(&loss.mse_eps)?.into_iter().map(f64::from).sum())
 }

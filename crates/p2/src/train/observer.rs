@@ -13,13 +13,11 @@ use super::{Clock, Interval, StepReport, Trainer};
 use crate::checkpoint::{self, Position, Retention};
 use crate::data::Dataset;
 use crate::model::Model;
-use crate::monitor::grid::{Images, Size};
 use crate::monitor::metrics::Metrics;
 use crate::monitor::progress::{Progress, Readings};
 use crate::monitor::tensorboard::{EventWriter, Scalar};
 use crate::print::Printer;
 use crate::run_dir::RunDir;
-use crate::sample::{SampleOptions, draw};
 use crate::signal::Stop;
 
 /// Watches a run.
@@ -141,7 +139,7 @@ impl Means {
 const STAGE_NAMES: [&str; 3] = ["clean_up", "content", "coarse"];
 
 /// An error if the user wants to stop.
-fn go_on(stop: &Stop) -> anyhow::Result<()> {
+pub(super) fn go_on(stop: &Stop) -> anyhow::Result<()> {
     anyhow::ensure!(stop.requested().is_none(), "stopped");
     Ok(())
 }
@@ -301,47 +299,8 @@ impl Observer<'_> {
         Ok((errors, linear))
     }
 
-    /// Draws the same noise as always with the averaged weights.
-    pub(super) fn draw_grid(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
-        let started = Instant::now();
-        self.average(trainer)?;
-        let pixels = match self.grid_pixels(trainer) {
-            Err(_) if self.stop.requested().is_some() => return Ok(()),
-            pixels => pixels?,
-        };
-        let size = self.averaged.image_size();
-        let name = format!("images-{:010}.png", trainer.clock.images_seen);
-        let path = self.run_dir.samples().join(name);
-        let size = Size {
-            height: size,
-            width: size,
-        };
-        Images::new(size, &pixels)?.save_grid(&path)?;
-        self.printer
-            .note(format_args!("samples: {}", path.display()));
-        self.grid_secs = Some(started.elapsed().as_secs_f64());
-        Ok(())
-    }
-
-    /// The pictures of a grid, `[N, H, W, 3]`.
-    fn grid_pixels(&self, trainer: &Trainer) -> anyhow::Result<Vec<f32>> {
-        let sample = &trainer.run.sample;
-        let options = SampleOptions::of(sample);
-        let mut pixels = Vec::new();
-        let (n, batch_size) = (
-            sample.n_images as u64,
-            trainer.run.train.micro_batch_size as u64,
-        );
-        for first in (0..n).step_by(batch_size as usize) {
-            let images = first..(first + batch_size).min(n);
-            let drawn = draw(&self.averaged, images, &options, || go_on(&self.stop))?;
-            pixels.extend(drawn.pixels.flatten_all()?.to_vec1::<f32>()?);
-        }
-        Ok(pixels)
-    }
-
     /// Copies the averaged weights into the network that is looked at.
-    fn average(&self, trainer: &Trainer) -> anyhow::Result<()> {
+    pub(super) fn average(&self, trainer: &Trainer) -> anyhow::Result<()> {
         for (param, state) in self
             .averaged
             .params()

@@ -27,9 +27,9 @@ fn a_misspelt_key_is_corrected() {
             --- stdout
             --- stderr
             error: unknown key `gama` in `loss.weighting`
-              --> my.toml:33:38
+              --> my.toml:35:38
                |
-            33 | weighting  = { kind = "p2", k = 1.0, gama = 1.0 }    # the published command's; emoji-32 has gamma = 0.5
+            35 | weighting  = { kind = "p2", k = 1.0, gama = 1.0 }    # the published command's; emoji-32 has gamma = 0.5
                |
 
             hint: did you mean `gamma`?
@@ -87,9 +87,9 @@ fn a_value_out_of_range_is_refused() {
             --- stdout
             --- stderr
             error: `sample.eta` is 1.5; allowed: 0 to 1
-              --> my.toml:70:12
+              --> my.toml:72:12
                |
-            70 | eta      = 1.5                                        # the same noise gives the same picture
+            72 | eta      = 1.5                                        # the same noise gives the same picture
                |
 
             hint: change it where it stands, or override it with --set sample.eta=VALUE

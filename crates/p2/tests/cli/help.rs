@@ -128,12 +128,16 @@ fn options_of_models_have_one_line_each() {
             --- stdout
             Draw images from a trained model
 
-            Usage: p2 sample [OPTIONS] --n-images <IMAGES> --out <DIR> <MODEL>
+            Usage: p2 sample [OPTIONS] --n-images <IMAGES> --out <DIR> [MODEL]
 
             Arguments:
-              <MODEL>  A run, a checkpoint or a .safetensors file
+              [MODEL]  A run, a checkpoint or a .safetensors file
 
             Options:
+                  --cascade <BASE,SR>               Draw with the first of these models and enlarge with the
+                                                    others, in place of MODEL
+                  --low-res <PATH>                  Folder or .zip of images that a super-resolution model
+                                                    enlarges, in turn
                   --n-images <IMAGES>               How many images
                   --sampler <SAMPLER>               How to sample [default: sample.sampler of the model]
                                                     [possible values: ancestral, ddim, euler, heun, heun-churn,

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use p2::checkpoint::{NamedTensor, StoredTensors};
 use p2::config::{Base, resolve};
 use p2::model::file::load;
-use p2::model::{Model, Noised};
+use p2::model::{Condition, Model, Noised};
 use p2::torch::TorchFile;
 use p2_nn::{Cpu, Threads};
 
@@ -128,7 +128,10 @@ fn the_network_answers_as_in_pytorch() {
     let noised = Noised {
         x_t: &x_t,
         t: &[7.0, 500.0],
-        labels: &[0, 0],
+        condition: Condition {
+            labels: &[0, 0],
+            low_res: None,
+        },
     };
     let got = model.predict(noised).unwrap();
     let norm = |x: &Tensor| -> f32 {

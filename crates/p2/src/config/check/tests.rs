@@ -35,6 +35,8 @@ fn values_outside_their_range_are_refused_by_key() {
         ("model.dropout", &["1.0", "-0.1", "nan"]),
         ("model.n_classes", &["1000001"]),
         ("model.label_dropout", &["1.0", "-0.1", "0.1"]),
+        ("model.low_res_size", &["32", "33"]),
+        ("model.low_res_noise", &["0.1", "-0.1"]),
         ("diffusion.n_timesteps", &["0", "20", "100001"]),
         ("loss.weighting.k", &["0", "-1", "inf", "nan"]),
         ("loss.weighting.gamma", &["-0.1", "5", "6", "inf", "nan"]),

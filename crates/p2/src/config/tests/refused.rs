@@ -30,9 +30,9 @@ fn a_misspelt_key_is_named_with_its_place() {
         "gama = 1.0",
         &expect![[r#"
             error: unknown key `gama` in `loss.weighting`
-              --> my.toml:33:38
+              --> my.toml:35:38
                |
-            33 | weighting  = { kind = "p2", k = 1.0, gama = 1.0 }    # the paper's choice; gamma = 0 is the baseline
+            35 | weighting  = { kind = "p2", k = 1.0, gama = 1.0 }    # the paper's choice; gamma = 0 is the baseline
                |
 
             hint: did you mean `gamma`?"#]],
@@ -42,9 +42,9 @@ fn a_misspelt_key_is_named_with_its_place() {
         "betta1 ",
         &expect![[r#"
             error: unknown key `betta1` in [optim]
-              --> my.toml:42:1
+              --> my.toml:44:1
                |
-            42 | betta1         = 0.9                                   # usual
+            44 | betta1         = 0.9                                   # usual
                |
 
             hint: did you mean `beta1`?"#]],
@@ -54,9 +54,9 @@ fn a_misspelt_key_is_named_with_its_place() {
         "[emma]",
         &expect![[r#"
             error: unknown key `emma` in the configuration
-              --> my.toml:48:2
+              --> my.toml:50:2
                |
-            48 | [emma]
+            50 | [emma]
                |
 
             hint: did you mean `ema`?"#]],
@@ -82,9 +82,9 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
         "\"quadratic\"",
         &expect![[r#"
             error: unknown value `quadratic` for `diffusion.schedule`
-              --> my.toml:26:15
+              --> my.toml:28:15
                |
-            26 | schedule    = "quadratic"                                # as in the paper
+            28 | schedule    = "quadratic"                                # as in the paper
                |
 
             hint: allowed here: `linear`, `cosine`, `sigmoid`, `karras`, `log-normal`, `shifted`, `zero-terminal-snr`"#]],
@@ -94,9 +94,9 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
         "\"cosin\"",
         &expect![[r#"
             error: unknown value `cosin` for `diffusion.schedule`
-              --> my.toml:26:15
+              --> my.toml:28:15
                |
-            26 | schedule    = "cosin"                                # as in the paper
+            28 | schedule    = "cosin"                                # as in the paper
                |
 
             hint: did you mean `cosine`?"#]],
@@ -151,9 +151,9 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
         "diffusion.schedule={zero-terminal-snr={of=\"cosine\"}}",
         &expect![[r#"
             error: `diffusion.prediction` is eps; allowed: x0 or v, with a schedule that ends in pure noise
-              --> src/config/tests.toml:29:15
+              --> src/config/tests.toml:31:15
                |
-            29 | prediction  = "eps"                                   # as in the paper
+            31 | prediction  = "eps"                                   # as in the paper
                |
 
             hint: change it where it stands, or override it with --set diffusion.prediction=VALUE"#]],
@@ -163,9 +163,9 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
         "\"p3\"",
         &expect![[r#"
             error: unknown value `p3` for `loss.weighting.kind`
-              --> my.toml:33:23
+              --> my.toml:35:23
                |
-            33 | weighting  = { kind = "p3", k = 1.0, gamma = 1.0 }    # the paper's choice; gamma = 0 is the baseline
+            35 | weighting  = { kind = "p3", k = 1.0, gamma = 1.0 }    # the paper's choice; gamma = 0 is the baseline
                |
 
             hint: allowed here: `simple`, `p2`, `p2-scaled`, `vlb`, `vlb-continuous`, `likelihood`, `min-snr`, `max-snr`, `soft-min-snr`, `truncated-snr`, `v-uniform`, `x0-uniform`, `debiased`, `edm`, `sigmoid`, `flow-logit-normal`, `flow-mode`, `flow-cosmap`, `flow-sigma-sqrt`, `learned-uncertainty`, `adaptive-buckets`, `p2-raw`, `diffusers-v-min-snr`, `onetrainer-p2`, `kohya-debiased-v`"#]],
@@ -179,9 +179,9 @@ fn a_missing_key_or_section_is_named() {
         "",
         &expect![[r#"
             error: missing key `eps` in [optim]
-              --> my.toml:38:2
+              --> my.toml:40:2
                |
-            38 | [optim]
+            40 | [optim]
                |
 
             hint: every value stands in the file; `p2 train --preset smoke --dry-run` shows all"#]],
@@ -191,9 +191,9 @@ fn a_missing_key_or_section_is_named() {
         "",
         &expect![[r#"
             error: missing key `gamma` in `loss.weighting`
-              --> my.toml:33:1
+              --> my.toml:35:1
                |
-            33 | weighting  = { kind = "p2", k = 1.0 }    # the paper's choice; gamma = 0 is the baseline
+            35 | weighting  = { kind = "p2", k = 1.0 }    # the paper's choice; gamma = 0 is the baseline
                |
 
             hint: every value stands in the file; `p2 train --preset smoke --dry-run` shows all"#]],
@@ -203,9 +203,9 @@ fn a_missing_key_or_section_is_named() {
         "[train.more]",
         &expect![[r#"
             error: unknown key `more` in [train]
-              --> my.toml:66:8
+              --> my.toml:68:8
                |
-            66 | [train.more]
+            68 | [train.more]
                |
 
             hint: allowed here: `seed`, `batch_size`, `micro_batch_size`, `precision`, `recompute`, `total_images`, `log_every`, `held_out_every`, `sample_every`, `checkpoint_every`, `keep_last`, `keep_every`"#]],
@@ -219,9 +219,9 @@ fn a_wrong_type_is_named() {
         "\"2MM\"",
         &expect![[r#"
             error: `train.total_images`: expected a whole number of images such as 12800, "200k" or "1.5M", found the text "2MM"
-              --> my.toml:58:20
+              --> my.toml:60:20
                |
-            58 | total_images     = "2MM"                               # some 600 epochs
+            60 | total_images     = "2MM"                               # some 600 epochs
                |"#]],
     );
     check_file(
@@ -229,9 +229,9 @@ fn a_wrong_type_is_named() {
         "= 1000.5 ",
         &expect![[r#"
             error: `diffusion.n_timesteps`: expected a whole number, 0 or more, found `1000.5`
-              --> my.toml:27:15
+              --> my.toml:29:15
                |
-            27 | n_timesteps = 1000.5                                    # as in the paper
+            29 | n_timesteps = 1000.5                                    # as in the paper
                |"#]],
     );
     check_file(
@@ -259,9 +259,9 @@ fn a_wrong_type_is_named() {
         "k = true",
         &expect![[r#"
             error: `loss.weighting`: expected a number, found `true`
-              --> my.toml:33:14
+              --> my.toml:35:14
                |
-            33 | weighting  = { kind = "p2", k = true, gamma = 1.0 }    # the paper's choice; gamma = 0 is the baseline
+            35 | weighting  = { kind = "p2", k = true, gamma = 1.0 }    # the paper's choice; gamma = 0 is the baseline
                |"#]],
     );
 }
@@ -286,9 +286,9 @@ fn a_value_out_of_range_is_named_with_the_range() {
         "gamma = 7.0",
         &expect![[r#"
             error: `loss.weighting.gamma` is 7; allowed: 0 up to but not 5
-              --> my.toml:33:46
+              --> my.toml:35:46
                |
-            33 | weighting  = { kind = "p2", k = 1.0, gamma = 7.0 }    # the paper's choice; gamma = 0 is the baseline
+            35 | weighting  = { kind = "p2", k = 1.0, gamma = 7.0 }    # the paper's choice; gamma = 0 is the baseline
                |
               because at gamma = 5 the clean levels, which the eye sees first, weigh nothing against the noisy ones
 
@@ -303,9 +303,9 @@ fn broken_toml_is_named_with_its_place() {
         "beta1         = ",
         &expect![[r#"
             error: not TOML: string values must be quoted, expected literal string
-              --> my.toml:42:51
+              --> my.toml:44:51
                |
-            42 | beta1         =                                   # usual
+            44 | beta1         =                                   # usual
                |"#]],
     );
     check_file(
@@ -313,9 +313,9 @@ fn broken_toml_is_named_with_its_place() {
         "[optim]",
         &expect![[r#"
             error: not TOML: duplicate key
-              --> my.toml:48:2
+              --> my.toml:50:2
                |
-            48 | [optim]
+            50 | [optim]
                |"#]],
     );
 }
@@ -400,9 +400,9 @@ fn a_flag_gets_the_same_checks_as_a_file() {
         "loss.weighting.kind=simple",
         &expect![[r#"
             error: unknown key `k` in `loss.weighting`
-              --> src/config/tests.toml:33:29
+              --> src/config/tests.toml:35:29
                |
-            33 | weighting  = { kind = "p2", k = 1.0, gamma = 1.0 }    # the paper's choice; gamma = 0 is the baseline
+            35 | weighting  = { kind = "p2", k = 1.0, gamma = 1.0 }    # the paper's choice; gamma = 0 is the baseline
                |
 
             hint: remove it; on the command line set the whole table, as in --set 'loss.weighting={ kind = "simple" }'"#]],

@@ -1,0 +1,117 @@
+//! How a network draws: as the user says, and for the rest as it was trained to.
+
+use crate::cli::SampleArgs;
+use crate::config::RunConfig;
+use crate::config::section::Spacing;
+use crate::model::Model;
+use crate::model::file::Loaded;
+use crate::problem::Problem;
+use crate::sample::{Guidance, SampleOptions};
+
+/// What the user asks for, and for the rest what the model was trained to show.
+pub(super) fn options<'a>(
+    arguments: &SampleArgs,
+    config: &RunConfig,
+) -> Result<SampleOptions<'a>, Problem> {
+    let sampler = arguments.sampler.unwrap_or(config.sample.sampler);
+    let spacing = match (arguments.spacing, config.sample.spacing) {
+        (Some(spacing), _) => spacing,
+        // The model's own sampler goes between timesteps, the one asked for cannot.
+        (None, Spacing::Karras) if sampler.is_discrete() => Spacing::Even,
+        (None, spacing) => spacing,
+    };
+    let options = SampleOptions {
+        sampler,
+        n_steps: arguments
+            .steps
+            .map_or(config.sample.n_steps, std::num::NonZero::get),
+        spacing,
+        eta: arguments.eta.unwrap_or(config.sample.eta),
+        seed: arguments.seed,
+        guidance: Guidance::of_scale(1.0),
+    };
+    let n_timesteps = config.diffusion.n_timesteps;
+    if options.n_steps > n_timesteps {
+        let message = format!(
+            "{} steps, but the model knows {n_timesteps} noise levels",
+            options.n_steps
+        );
+        return Err(Problem::new(message).hint(format!("use --steps from 1 to {n_timesteps}")));
+    }
+    if !options.sampler.has_eta() && arguments.eta.is_some() {
+        return Err(
+            Problem::new(format!("{} has no eta", options.sampler.name()))
+                .hint("leave --eta away, or use --sampler ddim"),
+        );
+    }
+    if options.sampler.is_discrete() && options.spacing == Spacing::Karras {
+        let message = format!("{} goes from timestep to timestep", options.sampler.name());
+        return Err(Problem::new(message)
+            .because("karras spacing has levels between them")
+            .hint("use --sampler euler, which is ddim between timesteps too"));
+    }
+    Ok(options)
+}
+
+/// How far to go away from which worse guess.
+pub(super) fn guidance<'a>(
+    arguments: &SampleArgs,
+    loaded: &Loaded,
+    guide: Option<&'a Model>,
+) -> Result<Guidance<'a>, Problem> {
+    let scale = arguments
+        .guidance_scale
+        .unwrap_or(loaded.run.sample.guidance);
+    if !(scale.is_finite() && scale >= 0.0) {
+        return Err(
+            Problem::new(format!("--guidance-scale is {scale}")).hint("use 0 or more; 1 is none")
+        );
+    }
+    let sigmas = match arguments.guidance_sigmas.as_deref() {
+        None => [0.0, f64::INFINITY],
+        Some(&[least, most]) if (0.0..most).contains(&least) => [least, most],
+        Some(sigmas) => {
+            return Err(Problem::new(format!("--guidance-sigmas are {sigmas:?}"))
+                .hint("give the least noise first, 0 or more"));
+        }
+    };
+    check_guide(guide, &loaded.model, scale)?;
+    Ok(Guidance {
+        scale,
+        sigmas,
+        by: guide,
+    })
+}
+
+/// Refuses a guide whose guesses do not compare with the model's.
+fn check_guide(guide: Option<&Model>, model: &Model, scale: f64) -> Result<(), Problem> {
+    let Some(guide) = guide else {
+        if scale == 1.0 || model.no_class().is_some() {
+            return Ok(());
+        }
+        return Err(Problem::new("the model cannot guide itself")
+            .because("it was not trained without classes as well")
+            .hint("train with model.label_dropout = 0.1, or give another model with --guide"));
+    };
+    let (size, other_size) = (model.image_size(), guide.image_size());
+    let (n_classes, n_others) = (model.n_classes(), guide.n_classes());
+    let (message, hint) = if scale == 1.0 {
+        let message = "--guide without a scale other than 1 guides nothing".to_owned();
+        (message, "add --guidance-scale 2")
+    } else if size != other_size {
+        let message = format!("the model draws images of {size} pixels, its guide of {other_size}");
+        (message, "give a guide of the same size")
+    } else if guide.schedule() != model.schedule() {
+        let message = "the model and its guide have different noise schedules".to_owned();
+        (
+            message,
+            "give a guide of the same diffusion.schedule and n_timesteps",
+        )
+    } else if n_others > 0 && n_others != n_classes {
+        let message = format!("the model knows {n_classes} classes, its guide {n_others}");
+        (message, "give a guide of the same classes, or of none")
+    } else {
+        return Ok(());
+    };
+    Err(Problem::new(message).hint(hint))
+}
