@@ -1,11 +1,16 @@
 //! Pushing samples toward a class: away from a worse denoiser, or along a classifier's gradient.
 
+mod classifier;
+
 use std::ops::RangeInclusive;
 
 use candle_core::Tensor;
 
+pub use classifier::{
+    ClassGradient, ClassifierGuided, MeanGuidance, condition_mean, condition_score,
+};
+
 use crate::per_image::{self, Term};
-use crate::sampler::{AncestralOptions, Clip, ReverseStep, p_mean_variance};
 use crate::{Denoised, Denoiser, NoiseSchedule, Result};
 
 /// A denoiser that goes on from a bad guess through a good one: `bad + scale (good - bad)`.
@@ -87,55 +92,4 @@ impl<G: Denoiser, B: Denoiser> Denoiser for Guided<G, B> {
         )?;
         Ok(Denoised { x0_hat, ..good })
     }
-}
-
-/// A reverse step moved along a gradient of `log p(y given x_t)`, like `x_t`: `mean + variance gradient`.
-///
-/// The gradient is taken at x_t where the derivation has it at the mean, as in the reference code.
-///
-/// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if the gradient is not shaped like the mean.
-///
-/// # Source
-/// Dhariwal and Nichol 2021, arXiv 2105.05233, algorithm 1. Golden: `tests/all/goldens.rs`.
-pub fn condition_mean(step: &ReverseStep, gradient: &Tensor) -> Result<ReverseStep> {
-    per_image::check_shape("gradient", gradient, &step.mean)?;
-    let push = gradient.broadcast_mul(&step.log_variance.exp()?)?;
-    Ok(ReverseStep {
-        mean: (&step.mean + push)?,
-        ..step.clone()
-    })
-}
-
-/// A guess whose noise is moved along a gradient of `log p(y given x_t)`: `eps_hat - sqrt(1 - alpha_bar) gradient`.
-///
-/// `clip` says whether the guess is clipped first; what comes out is not, as in the reference code.
-///
-/// # Errors
-/// As for [`p_mean_variance`]; [`Error::Shape`](crate::Error::Shape) if the gradient is not shaped like `x_t`.
-///
-/// # Source
-/// Dhariwal and Nichol 2021, algorithm 2. Golden: `tests/all/goldens.rs`.
-pub fn condition_score(
-    schedule: &NoiseSchedule,
-    x_t: &Tensor,
-    denoised: &Denoised,
-    gradient: &Tensor,
-    (i, clip): (&[u32], Clip),
-) -> Result<Denoised> {
-    per_image::check_shape("gradient", gradient, x_t)?;
-    let variance = crate::Variance::FixedSmall;
-    let clipped = p_mean_variance(
-        schedule,
-        x_t,
-        denoised,
-        i,
-        AncestralOptions { clip, variance },
-    )?;
-    // A step of the noise by -sqrt(1 - a) g is one of the image by (1 - a) / sqrt(a) g.
-    let factor = per_image::gather(schedule.alpha_bar(), i, |a| (1.0 - a) / a.sqrt());
-    Ok(Denoised {
-        x0_hat: (clipped.x0_hat + per_image::scale(gradient, factor)?)?,
-        variance_mix: denoised.variance_mix.clone(),
-    })
 }

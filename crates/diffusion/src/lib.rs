@@ -29,7 +29,9 @@ pub use effective::EffectiveObjective;
 pub use error::{Error, Result};
 pub use error_unit::ErrorUnit;
 pub use forward::MixingCoefficients;
-pub use guidance::{Guided, condition_mean, condition_score};
+pub use guidance::{
+    ClassGradient, ClassifierGuided, Guided, MeanGuidance, condition_mean, condition_score,
+};
 pub use level::NoiseLevel;
 pub use loss::{LossTerms, Objective};
 pub use prediction::{Prediction, Variance};

@@ -21,7 +21,7 @@ use candle_core::Tensor;
 use crate::{Denoised, Denoiser, NoiseSchedule, Result, per_image};
 
 pub(crate) use ancestral::posterior_mean;
-pub use ancestral::{AncestralOptions, ReverseStep, ancestral, p_mean_variance};
+pub use ancestral::{AncestralOptions, ReverseStep, ancestral, ancestral_guided, p_mean_variance};
 pub use course::Course;
 pub use ddim::{DdimOptions, DdimStep, ddim, ddim_reverse_step, ddim_step};
 pub use dpm_solver::{DpmOptions, SinglestepOptions, dpm_multistep, dpm_singlestep};
@@ -42,7 +42,7 @@ pub enum Clip {
 }
 
 impl Clip {
-    fn apply(self, x0_hat: &Tensor) -> Result<Tensor> {
+    pub(crate) fn apply(self, x0_hat: &Tensor) -> Result<Tensor> {
         match self {
             Self::Pixels => Ok(x0_hat.clamp(-1.0, 1.0)?),
             Self::Off => Ok(x0_hat.clone()),

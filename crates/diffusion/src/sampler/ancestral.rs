@@ -4,7 +4,9 @@ use candle_core::Tensor;
 
 use super::{Clip, StepReport, check_step, denoise_at};
 use crate::per_image::{self, Term};
-use crate::{Denoised, Denoiser, Error, Levels, NoiseSchedule, Result, Variance};
+use crate::{
+    ClassGradient, Denoised, Denoiser, Error, Levels, MeanGuidance, NoiseSchedule, Result, Variance,
+};
 
 /// How ancestral sampling treats what the denoiser says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,12 +146,52 @@ pub fn ancestral<D: Denoiser + ?Sized>(
     noise: &mut dyn FnMut(usize) -> Result<Tensor>,
     on_step: &mut dyn FnMut(StepReport<'_>) -> Result<()>,
 ) -> Result<Tensor> {
+    let unmoved = |step: ReverseStep, _: &Tensor, _: usize| Ok(step);
+    run((denoiser, &unmoved), x_t, levels, options, noise, on_step)
+}
+
+/// [`ancestral()`], with the mean of each step moved along a classifier's gradient.
+///
+/// The step at i = 0 leads to the clean image, which the classifier is asked about as if it were at the first level.
+///
+/// # Errors
+/// As for [`ancestral()`] and [`condition_mean`](crate::condition_mean).
+///
+/// # Source
+/// Dhariwal and Nichol 2021, arXiv 2105.05233, algorithm 1.
+pub fn ancestral_guided<D: Denoiser + ?Sized, G: ClassGradient>(
+    (denoiser, guidance): (&D, &MeanGuidance<G>),
+    x_t: Tensor,
+    levels: &Levels,
+    options: AncestralOptions,
+    noise: &mut dyn FnMut(usize) -> Result<Tensor>,
+    on_step: &mut dyn FnMut(StepReport<'_>) -> Result<()>,
+) -> Result<Tensor> {
+    let t = levels.timesteps();
+    let moved = |step: ReverseStep, x: &Tensor, i: usize| {
+        guidance.moved(&step, x, [t[i], t[i.saturating_sub(1)]])
+    };
+    run((denoiser, &moved), x_t, levels, options, noise, on_step)
+}
+
+/// What becomes of a step from images at the i-th level.
+type Move<'a> = dyn Fn(ReverseStep, &Tensor, usize) -> Result<ReverseStep> + 'a;
+
+fn run<D: Denoiser + ?Sized>(
+    (denoiser, moved): (&D, &Move<'_>),
+    x_t: Tensor,
+    levels: &Levels,
+    options: AncestralOptions,
+    noise: &mut dyn FnMut(usize) -> Result<Tensor>,
+    on_step: &mut dyn FnMut(StepReport<'_>) -> Result<()>,
+) -> Result<Tensor> {
     let n_images = x_t.dims().first().copied().unwrap_or(0);
     let mut x = x_t;
     for (i, &t) in levels.timesteps().iter().enumerate().rev() {
         let denoised = denoise_at(denoiser, &x, t)?;
         let indices = vec![i as u32; n_images];
         let step = p_mean_variance(levels.schedule(), &x, &denoised, &indices, options)?;
+        let step = moved(step, &x, i)?;
         x = if i == 0 {
             step.mean
         } else {

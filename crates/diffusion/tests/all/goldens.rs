@@ -220,7 +220,7 @@ fn classifier_guidance() -> Result<()> {
         let step = sampler::p_mean_variance(schedule, x_t, &denoised, &T, options)?;
         let got = condition_mean(&step, &gradient)?;
         check("mean", &sums(&got.mean)?, &by_mean, TOLERANCE);
-        let moved = condition_score(schedule, x_t, &denoised, &gradient, (&T, Clip::Pixels))?;
+        let moved = condition_score(schedule, &denoised, &gradient, &T, Clip::Pixels)?;
         let options = AncestralOptions {
             clip: Clip::Off,
             ..options

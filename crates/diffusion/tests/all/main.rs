@@ -1,5 +1,6 @@
 //! Holds the crate to published numbers, closed forms and finite differences; runs in seconds, offline.
 
+mod classifier; // guidance whose result is known
 mod densities; // how often timesteps are drawn
 mod errors; // what is refused, and the words
 mod family; // weightings in every unit, and what they minimize
