@@ -7,6 +7,7 @@ mod likelihood;
 mod presets;
 mod sample;
 mod train;
+mod train_classifier;
 mod weights;
 
 use crate::cli::{Command, ExitStatus};
@@ -19,6 +20,9 @@ use crate::print::Printer;
 pub fn run(command: Command, printer: &Printer) -> anyhow::Result<ExitStatus> {
     match command {
         Command::Train(arguments) => train::train(&arguments, printer),
+        Command::TrainClassifier(arguments) => {
+            train_classifier::train_classifier(&arguments, printer)
+        }
         Command::Presets(arguments) => presets::presets(&arguments, printer),
         Command::Sample(arguments) => sample::sample(&arguments, printer),
         Command::Convert(arguments) => convert::convert(&arguments, printer),

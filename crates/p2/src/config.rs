@@ -2,6 +2,7 @@
 
 mod change;
 mod check;
+mod classifier;
 mod count;
 mod preset;
 mod read;
@@ -12,11 +13,14 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use change::{Change, Changes, changes};
+pub use check::Violation;
+pub use classifier::{ClassifierConfig, ClassifierRun};
 pub use count::Count;
-pub use preset::{PRESETS, Preset};
+pub use preset::{CLASSIFIER_PRESETS, PRESETS, Preset};
 pub(crate) use read::nearest;
 
 use crate::problem::Problem;
@@ -48,12 +52,77 @@ pub struct RunConfig {
     pub sample: section::Sample,
 }
 
+/// A kind of configuration: its sections, and what the program needs to know of any.
+pub trait Configuration: Clone + Serialize + DeserializeOwned {
+    /// What is trained by it, for messages.
+    const WHAT: &'static str;
+    /// Those that travel inside the binary.
+    const PRESETS: &'static [Preset];
+    /// What may change when a run is continued.
+    const CHANGEABLE: &'static [&'static str];
+
+    /// Checks every range; returns warnings about values that are allowed but doubtful.
+    ///
+    /// # Errors
+    /// With the first value that is not in its range.
+    fn check(&self) -> Result<Vec<String>, Violation>;
+
+    /// Which images.
+    fn data(&self) -> &section::Data;
+
+    /// The same, to be changed.
+    fn data_mut(&mut self) -> &mut section::Data;
+
+    /// How the run goes through them.
+    fn pace(&self) -> Pace;
+}
+
+/// How a run goes through its images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Images per optimizer step.
+    pub batch_size: usize,
+    /// The run is finished after this many images.
+    pub total_images: u64,
+}
+
+impl Configuration for RunConfig {
+    const WHAT: &'static str = "model";
+    const PRESETS: &'static [Preset] = &preset::PRESETS;
+    const CHANGEABLE: &'static [&'static str] = &change::CHANGEABLE;
+
+    fn check(&self) -> Result<Vec<String>, Violation> {
+        check::check(self)
+    }
+
+    fn data(&self) -> &section::Data {
+        &self.data
+    }
+
+    fn data_mut(&mut self) -> &mut section::Data {
+        &mut self.data
+    }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            seed: self.train.seed,
+            batch_size: self.train.batch_size,
+            total_images: self.train.total_images.0,
+        }
+    }
+}
+
 /// A configuration whose every value is in its range: what the rest of the program works with.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Run {
-    config: RunConfig,
+pub struct Checked<C> {
+    config: C,
     warnings: Vec<String>,
 }
+
+/// The configuration of a model's run.
+pub type Run = Checked<RunConfig>;
 
 /// Where a configuration comes from, before single values are set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,10 +194,11 @@ impl Base {
         }
     }
 
-    fn tree(&self) -> Result<Node, Problem> {
+    fn tree(&self, presets: &[Preset]) -> Result<Node, Problem> {
         let source = match self {
             Self::Preset(name) => {
-                let preset = Preset::find(name).ok_or_else(|| unknown_preset(name))?;
+                let preset = presets.iter().find(|preset| preset.name == name);
+                let preset = preset.ok_or_else(|| unknown_preset(name, presets))?;
                 Source {
                     name: format!("configs/{name}.toml"),
                     text: preset.text.to_owned(),
@@ -136,15 +206,15 @@ impl Base {
             }
             Self::File(path) => Source {
                 name: path.display().to_string(),
-                text: read_text(path)?,
+                text: read_text(path, presets)?,
             },
         };
         Node::parse(source)
     }
 }
 
-fn unknown_preset(name: &str) -> Problem {
-    let names = PRESETS.map(|preset| preset.name);
+fn unknown_preset(name: &str, presets: &[Preset]) -> Problem {
+    let names: Vec<_> = presets.iter().map(|preset| preset.name).collect();
     let hint = match read::nearest(name, &names) {
         Some(nearest) => format!("did you mean `{nearest}`?"),
         None => format!(
@@ -155,12 +225,12 @@ fn unknown_preset(name: &str) -> Problem {
     Problem::new(format!("there is no preset `{name}`")).hint(hint)
 }
 
-fn read_text(path: &Path) -> Result<String, Problem> {
+fn read_text(path: &Path, presets: &[Preset]) -> Result<String, Problem> {
     let problem = |what: &str| Problem::new(format!("{what}: {}", path.display()));
     let bytes = std::fs::read(path).map_err(|error| {
         let problem = problem("cannot read the configuration").caused_by(error);
         let stem = path.as_os_str().to_string_lossy();
-        match Preset::find(&stem) {
+        match presets.iter().find(|preset| preset.name == stem) {
             Some(preset) => problem.hint(format!("for the preset write --preset {}", preset.name)),
             None => problem.hint("`p2 presets` lists the configurations that need no file"),
         }
@@ -172,26 +242,15 @@ fn read_text(path: &Path) -> Result<String, Problem> {
     })
 }
 
-/// Reads a configuration, sets single values, and checks all of it.
+/// The configuration of a model's run: see [`Checked::resolve`].
 ///
 /// # Errors
-/// A [`Problem`] with the place, for an unreadable file, an unknown, missing or ill-typed key, and a
-/// value out of its range.
+/// As there.
 pub fn resolve(base: &Base, overrides: &[Override]) -> Result<Run, Problem> {
-    let mut tree = base.tree()?;
-    for each in overrides {
-        each.apply(&mut tree)?;
-    }
-    let config: RunConfig = read::read(&tree)?;
-    Run::new(config).map_err(|violation| {
-        let place = tree
-            .entry(violation.key)
-            .map(|entry| entry.node.origin.place());
-        violation.into_problem().at(place)
-    })
+    Run::resolve(base, overrides)
 }
 
-impl check::Violation {
+impl Violation {
     fn into_problem(self) -> Problem {
         let problem = Problem::new(format!(
             "`{}` is {}; allowed: {}",
@@ -208,14 +267,32 @@ impl check::Violation {
     }
 }
 
-impl Run {
-    fn new(config: RunConfig) -> Result<Self, check::Violation> {
-        let warnings = check::check(&config)?;
+impl<C: Configuration> Checked<C> {
+    /// Reads a configuration, sets single values, and checks all of it.
+    ///
+    /// # Errors
+    /// A [`Problem`] with the place, for an unreadable file, an unknown, missing or ill-typed key, and a
+    /// value out of its range.
+    pub fn resolve(base: &Base, overrides: &[Override]) -> Result<Self, Problem> {
+        let mut tree = base.tree(C::PRESETS)?;
+        for each in overrides {
+            each.apply(&mut tree)?;
+        }
+        Self::new(read::read(&tree)?).map_err(|violation| {
+            let place = tree
+                .entry(violation.key)
+                .map(|entry| entry.node.origin.place());
+            violation.into_problem().at(place)
+        })
+    }
+
+    fn new(config: C) -> Result<Self, Violation> {
+        let warnings = config.check()?;
         Ok(Self { config, warnings })
     }
 
     /// The plain configuration.
-    pub fn config(&self) -> &RunConfig {
+    pub fn config(&self) -> &C {
         &self.config
     }
 
@@ -229,7 +306,7 @@ impl Run {
     /// # Errors
     /// If the configuration leaves that open, as presets without bundled images do.
     pub fn data_path(&self) -> Result<&str, Problem> {
-        match self.config.data.path.as_str() {
+        match self.config.data().path.as_str() {
             "" => Err(Problem::new("no images are given: `data.path` is empty").hint(DATA_HINT)),
             path => Ok(path),
         }
@@ -255,25 +332,25 @@ impl Run {
     /// If a value cannot be written, which does not happen for a checked one.
     pub fn to_metadata(&self) -> anyhow::Result<String> {
         let mut config = self.config.clone();
-        config.data.path = String::new();
+        config.data_mut().path = String::new();
         serde_json::to_string(&config).context("cannot write the configuration")
     }
 
-    /// Reads what [`Run::to_metadata`] wrote.
+    /// Reads what [`Self::to_metadata`] wrote.
     ///
     /// # Errors
     /// If it is no configuration of this version, or a value is out of its range.
     pub fn from_metadata(json: &str) -> anyhow::Result<Self> {
-        let config =
-            serde_json::from_str(json).context("the model's configuration cannot be read")?;
-        Ok(Self::new(config).map_err(check::Violation::into_problem)?)
+        let config = serde_json::from_str(json)
+            .with_context(|| format!("its configuration is none of a {}", C::WHAT))?;
+        Ok(Self::new(config).map_err(Violation::into_problem)?)
     }
 }
 
-impl Deref for Run {
-    type Target = RunConfig;
+impl<C> Deref for Checked<C> {
+    type Target = C;
 
-    fn deref(&self) -> &RunConfig {
+    fn deref(&self) -> &C {
         &self.config
     }
 }

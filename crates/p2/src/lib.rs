@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod checkpoint;
+pub mod classifier;
 pub mod cli;
 pub mod command;
 pub mod config;

@@ -8,7 +8,8 @@ pub use from_config::schedule;
 #[cfg(test)]
 pub(crate) use from_config::unet;
 pub(crate) use from_config::{
-    levels_per_timestep, objective, prediction, recompute, training_density, training_schedule,
+    levels_per_timestep, network_config, objective, precision, prediction, recompute,
+    training_density, training_schedule,
 };
 
 use std::rc::Rc;

@@ -3,4 +3,5 @@
 pub mod grid;
 pub mod metrics;
 pub mod progress;
+pub(crate) mod records;
 pub mod tensorboard;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 pub use manifest::{Engine, Machine, Manifest, StartRecord};
 
 use crate::cli::Start;
-use crate::config::{Base, Run, resolve};
+use crate::config::{Base, Checked, Configuration};
 use crate::durable;
 use crate::problem::Problem;
 
@@ -34,11 +34,11 @@ pub struct RunDir {
 
 /// What was in the folder.
 #[derive(Debug)]
-pub enum Before {
+pub enum Before<C> {
     /// Nothing: a new run.
     Nothing,
     /// A run with this configuration.
-    Run(Box<Run>),
+    Run(Box<Checked<C>>),
 }
 
 impl RunDir {
@@ -47,7 +47,7 @@ impl RunDir {
     /// # Errors
     /// If another process trains there; if `start` insists on what is not so; if the folder holds
     /// something else than a run; if its configuration cannot be read.
-    pub fn open(path: &Path, start: Start) -> anyhow::Result<(Self, Before)> {
+    pub fn open<C: Configuration>(path: &Path, start: Start) -> anyhow::Result<(Self, Before<C>)> {
         let config = path.join(CONFIG);
         match (start, config.exists()) {
             (Start::Resume, false) => return Err(no_run(path).into()),
@@ -64,7 +64,7 @@ impl RunDir {
         // Looked at again: before the lock was ours, another process may have made the run.
         let before = match (start, config.exists()) {
             (Start::Fresh, true) => return Err(is_run(path).into()),
-            (_, true) => Before::Run(Box::new(resolve(&Base::File(config), &[])?)),
+            (_, true) => Before::Run(Box::new(Checked::resolve(&Base::File(config), &[])?)),
             (_, false) => Before::Nothing,
         };
         for folder in [
@@ -107,7 +107,7 @@ impl RunDir {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write_config(&self, run: &Run) -> anyhow::Result<()> {
+    pub fn write_config<C: Configuration>(&self, run: &Checked<C>) -> anyhow::Result<()> {
         let text = format!(
             "# Everything of this run, resolved: `p2 train FILE` on a copy of this file repeats it.\n\n{}",
             run.to_toml()?

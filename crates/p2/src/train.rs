@@ -1,5 +1,6 @@
 //! Training: the loop, and what one step of it is made of.
 
+mod classifier;
 mod clock;
 mod dropout;
 mod gradients;
@@ -9,9 +10,11 @@ mod levels;
 mod linear_denoiser;
 mod noise;
 mod observer;
+mod opened;
 mod picture;
 mod run;
 mod state;
+mod tensors;
 mod uncertainty;
 
 use std::rc::Rc;
@@ -24,9 +27,10 @@ use p2_nn::tape::{OpTime, Profile};
 use p2_nn::unet::Dropout;
 use p2_nn::{AdamW, Cpu, Node, Tape, adamw};
 
+pub use classifier::{ClassifierOutcome, ClassifierSetup, train_classifier};
 pub use clock::{Clock, Interval, Limits};
 use dropout::RunDropout;
-use gradients::{Gradients, check_loss};
+use gradients::{Gradients, adamw_step, check_loss};
 pub use held_out::StageErrors;
 use levels::LevelDraws;
 pub use linear_denoiser::LinearDenoiser;
@@ -35,7 +39,7 @@ use observer::Observer;
 pub use run::{Outcome, Setup, train};
 use uncertainty::LearnedUncertainty;
 
-use crate::config::Run;
+use crate::config::{Configuration as _, Run};
 use crate::data::{Batch, Loader};
 use crate::fault;
 use crate::model::{Condition, Model, Noised, objective, recompute};
@@ -150,7 +154,7 @@ impl Trainer {
             let files = &batch.files[first..first + n_part];
             let levels = (noise.t.as_slice(), times.as_slice());
             check_loss(
-                &loss,
+                &loss.weighted,
                 levels,
                 schedule.log_snr(),
                 files,
@@ -166,10 +170,15 @@ impl Trainer {
         }
         let times = self.levels.times(&report.t);
         report.grad_norm = gradients.checked_norm(&times, &batch.files, self.clock.step + 1)?;
-        report.lr = learning_rate::at(&self.run, self.clock.images_seen);
+        report.lr = learning_rate::at(&self.run.optim, self.run.pace(), self.clock.images_seen);
         let started = self.op_clock.map(|clock| clock());
-        self.optimizer
-            .step(gradients.tensors(), self.adamw_step(&report, n))?;
+        let (optim, step) = (&self.run.optim, self.clock.step + 1);
+        let ema_decay = learning_rate::ema_decay(&self.run.ema, self.clock.images_seen, n);
+        let step = adamw::Step {
+            ema_decay,
+            ..adamw_step(optim, report.lr, report.grad_norm, step)
+        };
+        self.optimizer.step(gradients.tensors(), step)?;
         if let (Some(clock), Some(started)) = (self.op_clock, started) {
             self.profile.add(OpTime {
                 name: "optimizer",
@@ -261,25 +270,6 @@ impl Trainer {
         }
         let noise = Tensor::from_vec(noise, low_res.shape(), low_res.device())?;
         Ok(Some((low_res + noise)?))
-    }
-
-    fn adamw_step(&self, report: &StepReport, n_images: usize) -> adamw::Step {
-        let optim = &self.run.optim;
-        let clip = optim.max_grad_norm > 0.0 && report.grad_norm > optim.max_grad_norm;
-        adamw::Step {
-            lr: report.lr,
-            beta1: optim.beta1,
-            beta2: optim.beta2,
-            eps: optim.eps,
-            weight_decay: optim.weight_decay,
-            step: self.clock.step + 1,
-            grad_scale: if clip {
-                optim.max_grad_norm / report.grad_norm
-            } else {
-                1.0
-            },
-            ema_decay: learning_rate::ema_decay(&self.run.ema, self.clock.images_seen, n_images),
-        }
     }
 }
 

@@ -7,6 +7,8 @@
 mod train {
     /// Models that enlarge images, and cascades of them.
     mod cascade;
+    /// Classifiers of noised images.
+    mod classifier;
     /// Two ways to say one thing, which must give the same numbers.
     mod equal;
     /// A NaN, a full disk, a damaged checkpoint.

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::RunConfig;
+use super::Configuration;
 use crate::problem::Problem;
 
 /// A key with its value before and after.
@@ -25,11 +25,12 @@ pub struct Changes {
     pub allowed: Vec<Change>,
     /// Differences that would make it another run.
     pub refused: Vec<Change>,
+    changeable: &'static [&'static str],
 }
 
 /// What may change when a run is continued (they touch neither the data, nor the network, nor a draw).
 /// Images may lie elsewhere if they are the same, which their fingerprint tells.
-const CHANGEABLE: [&str; 11] = [
+pub(super) const CHANGEABLE: [&str; 11] = [
     "data.path",
     "loss.weighting",
     "optim.lr",
@@ -43,15 +44,31 @@ const CHANGEABLE: [&str; 11] = [
     "train.keep_every",
 ];
 
+/// The same of a classifier's run.
+pub(super) const CHANGEABLE_OF_CLASSIFIER: [&str; 9] = [
+    "data.path",
+    "optim.lr",
+    "train.recompute",
+    "train.total_images",
+    "train.log_every",
+    "train.held_out_every",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.keep_every",
+];
+
 /// Compares two configurations key by key.
 ///
 /// # Errors
 /// If one of them cannot be written, which a checked one always can.
-pub fn changes(old: &RunConfig, new: &RunConfig) -> anyhow::Result<Changes> {
+pub fn changes<C: Configuration>(old: &C, new: &C) -> anyhow::Result<Changes> {
     let (old, new) = (keys(old)?, keys(new)?);
-    let mut changes = Changes::default();
+    let mut changes = Changes {
+        changeable: C::CHANGEABLE,
+        ..Changes::default()
+    };
     for ((key, old), (_, new)) in old.into_iter().zip(new).filter(|(old, new)| old.1 != new.1) {
-        let list = if CHANGEABLE.contains(&key.as_str()) {
+        let list = if C::CHANGEABLE.contains(&key.as_str()) {
             &mut changes.allowed
         } else {
             &mut changes.refused
@@ -66,7 +83,7 @@ pub fn changes(old: &RunConfig, new: &RunConfig) -> anyhow::Result<Changes> {
 }
 
 /// All `section.key` pairs; a nested table such as `loss.weighting` counts as one value.
-fn keys(config: &RunConfig) -> anyhow::Result<Vec<(String, Value)>> {
+fn keys(config: &impl Configuration) -> anyhow::Result<Vec<(String, Value)>> {
     let value = serde_json::to_value(config).context("cannot write the configuration")?;
     let sections = value.as_object().context("a configuration is a table")?;
     let keys = sections.iter().flat_map(|(section, keys)| {
@@ -82,7 +99,7 @@ impl Changes {
     /// # Errors
     /// Names the first key that must not change, with both values.
     pub fn into_allowed(self) -> Result<Vec<Change>, Problem> {
-        let Some(Change { key, old, new }) = self.refused.into_iter().next() else {
+        let Some(Change { key, old, new }) = self.refused.first() else {
             return Ok(self.allowed);
         };
         let message = format!(
@@ -91,7 +108,7 @@ impl Changes {
         Err(Problem::new(message)
             .because(format!(
                 "only these may change on the way: {}",
-                CHANGEABLE.join(", ")
+                self.changeable.join(", ")
             ))
             .hint("give the old value, or start another run with --out DIR"))
     }
@@ -100,11 +117,11 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Base, Override, TEST_CONFIG, resolve};
+    use crate::config::{Base, Override, Run, RunConfig, TEST_CONFIG, resolve};
 
     fn emoji(assignments: &[&str]) -> RunConfig {
         let overrides: Vec<_> = assignments.iter().map(|text| Override::set(text)).collect();
-        let run = resolve(&Base::File(TEST_CONFIG.into()), &overrides).unwrap();
+        let run: Run = resolve(&Base::File(TEST_CONFIG.into()), &overrides).unwrap();
         run.config().clone()
     }
 

@@ -8,21 +8,21 @@ mod model;
 
 use std::fmt::Display;
 
-use super::RunConfig;
 use super::section::{Data, Decay, Optim, Sample, Spacing, Train};
+use super::{ClassifierConfig, RunConfig};
 use crate::model::schedule;
 
 /// A value outside its range.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Violation {
+pub struct Violation {
     /// The key, such as `optim.lr`.
-    pub(super) key: &'static str,
+    pub key: &'static str,
     /// The value as written.
-    pub(super) value: String,
+    pub value: String,
     /// The allowed range.
-    pub(super) allowed: String,
+    pub allowed: String,
     /// Why it is so, where that is not plain.
-    pub(super) because: Option<&'static str>,
+    pub because: Option<&'static str>,
 }
 
 /// Beyond these sizes a typing error is likelier than a wish, and products could overflow.
@@ -53,6 +53,17 @@ pub(super) fn check(config: &RunConfig) -> Result<Vec<String>, Violation> {
     check_train(&config.train)?;
     check_sample(&config.sample, config)?;
     Ok(lint::lint(config, &objective))
+}
+
+/// The same for a classifier's.
+pub(super) fn classifier(config: &ClassifierConfig) -> Result<Vec<String>, Violation> {
+    check_data(&config.data)?;
+    model::check_classifier(&config.model, config.data.image_size)?;
+    diffusion::check(&config.diffusion.to_model())?;
+    let train = config.train.to_model();
+    check_optim(&config.optim, &train)?;
+    check_train(&train)?;
+    Ok(lint::lint_classifier(config))
 }
 
 fn ensure(

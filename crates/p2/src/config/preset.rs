@@ -33,12 +33,13 @@ pub const PRESETS: [Preset; 5] = [
     },
 ];
 
-impl Preset {
-    /// The preset with this name.
-    pub fn find(name: &str) -> Option<Self> {
-        PRESETS.into_iter().find(|preset| preset.name == name)
-    }
+/// Presets of classifiers.
+pub const CLASSIFIER_PRESETS: [Preset; 1] = [Preset {
+    name: "classifier-64",
+    text: include_str!("../../../../configs/classifier-64.toml"),
+}];
 
+impl Preset {
     /// What it is: the comment in the first line of the file.
     pub fn summary(&self) -> &'static str {
         self.text

@@ -2,10 +2,12 @@
 //!
 //! There are no defaults: every value stands in the file, so that it can be read, saved and compared.
 
+mod classifier;
 mod sample;
 
 use serde::{Deserialize, Serialize};
 
+pub use classifier::{Classifier, ClassifierDiffusion, ClassifierTrain, Pool};
 pub use sample::{Sample, Sampler, Spacing};
 
 use super::Count;

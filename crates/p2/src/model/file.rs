@@ -7,7 +7,8 @@ use p2_nn::{Cpu, Params};
 
 use super::Model;
 use crate::checkpoint::{self, NamedTensor, Skipped, StoredTensors, TensorFile};
-use crate::config::{Run, RunConfig};
+use crate::config::Run;
+use crate::config::section::Model as Network;
 use crate::problem::Problem;
 
 /// The way out where there is no model.
@@ -47,7 +48,7 @@ pub fn load(path: &Path, cpu: Cpu) -> anyhow::Result<Loaded> {
     let run = metadata
         .and_then(Run::from_metadata)
         .with_context(unusable)?;
-    check_size(&run, &stored).with_context(unusable)?;
+    check_network_size(&run.model, &stored).with_context(unusable)?;
     let model = Model::zeros(&run, cpu)?;
     load_params(model.params(), &stored, "").with_context(unusable)?;
     Ok(Loaded {
@@ -74,25 +75,25 @@ pub fn open_weights(path: &Path) -> anyhow::Result<(PathBuf, StoredTensors)> {
 /// # Errors
 /// If the weights cannot be read, or the disk refuses.
 pub fn save(path: &Path, model: &Model, run: &Run) -> anyhow::Result<()> {
-    let params = model.params();
+    save_params(path, model.params(), &run.to_metadata()?)
+}
+
+/// Writes weights and a configuration as one file.
+pub(crate) fn save_params(path: &Path, params: &Params, metadata: &str) -> anyhow::Result<()> {
     let values = params
         .iter()
         .map(p2_nn::params::Param::values)
         .collect::<Result<Vec<_>, _>>()?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let values = values.iter().map(Vec::as_slice);
-    let file = tensor_file(name, &run.to_metadata()?, params, values)?;
+    let file = tensor_file(name, metadata, params, values)?;
     checkpoint::save_file(path, &file)
 }
 
 /// Refuses a configuration whose network is larger than what the file holds, before any memory is
 /// taken for it: a few bytes of text could ask for all of it.
-fn check_size(config: &RunConfig, stored: &StoredTensors) -> anyhow::Result<()> {
-    let shapes = stored.names().filter_map(|name| stored.shape(name));
-    let n_stored: u128 = shapes
-        .map(|shape| shape.iter().map(|&extent| extent as u128).product::<u128>())
-        .sum();
-    let n_least = least_parameters(config);
+pub(crate) fn check_network_size(model: &Network, stored: &StoredTensors) -> anyhow::Result<()> {
+    let (n_stored, n_least) = (n_stored(stored), least_parameters(model));
     anyhow::ensure!(
         n_least <= n_stored,
         "it holds {n_stored} numbers, its configuration needs more than {n_least}"
@@ -100,10 +101,17 @@ fn check_size(config: &RunConfig, stored: &StoredTensors) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Numbers in a file.
+pub(crate) fn n_stored(stored: &StoredTensors) -> u128 {
+    let shapes = stored.names().filter_map(|name| stored.shape(name));
+    shapes
+        .map(|shape| shape.iter().map(|&extent| extent as u128).product::<u128>())
+        .sum()
+}
+
 /// Fewer parameters than a network has, though not by far: the embeddings of noise level and class,
 /// and one convolution of each residual block of the encoder.
-fn least_parameters(config: &RunConfig) -> u128 {
-    let model = &config.model;
+fn least_parameters(model: &Network) -> u128 {
     let channels = model.channels as u128;
     let embed = 4 * channels;
     let blocks = model.channel_mult.iter().map(|&mult| {
@@ -217,7 +225,7 @@ mod tests {
         let smoke = resolve(&Base::Preset("smoke".into()), &[]).unwrap();
         let model = Model::new(&smoke, cpu).unwrap();
         let n_parameters = model.params().n_elements() as u128;
-        let n_least = least_parameters(&smoke);
+        let n_least = least_parameters(&smoke.model);
         assert!(n_least <= n_parameters && n_parameters < 20 * n_least);
         let overrides = ["model.channels=32768", "model.channel_mult=[1,2]"].map(Override::set);
         let large = resolve(&Base::Preset("smoke".into()), &overrides).unwrap();

@@ -10,12 +10,21 @@ use crate::config::{RunConfig, section};
 pub(super) const N_CHANNELS: usize = 3;
 
 pub(crate) fn unet(config: &RunConfig) -> UNetConfig {
-    let model = &config.model;
+    let out_channels = variance(config.diffusion.variance).output_channels(N_CHANNELS);
+    network_config(&config.model, config.data.image_size, out_channels)
+}
+
+/// The network of a `[model]` section.
+pub(crate) fn network_config(
+    model: &section::Model,
+    image_size: usize,
+    out_channels: usize,
+) -> UNetConfig {
     UNetConfig {
-        image_size: config.data.image_size,
+        image_size,
         // An image to be enlarged lies beside the noised one.
         in_channels: N_CHANNELS * (1 + usize::from(model.low_res_size > 0)),
-        out_channels: variance(config.diffusion.variance).output_channels(N_CHANNELS),
+        out_channels,
         channels: model.channels,
         channel_mult: model.channel_mult.clone(),
         n_res_blocks: model.n_res_blocks,
@@ -42,7 +51,7 @@ pub(crate) fn unet(config: &RunConfig) -> UNetConfig {
     }
 }
 
-pub(super) fn precision(precision: section::Precision) -> Precision {
+pub(crate) fn precision(precision: section::Precision) -> Precision {
     match precision {
         section::Precision::F32 => Precision::F32,
         section::Precision::Exact => Precision::Exact,

@@ -42,7 +42,8 @@ pub struct Progress {
     course: Course,
     started: Instant,
     rate: Rate,
-    readings: Option<Readings>,
+    /// The losses of the last interval, as text.
+    readings: Option<String>,
 }
 
 impl Progress {
@@ -78,7 +79,7 @@ impl Progress {
     }
 
     /// After each interval: new losses in the bar, or a line without one.
-    pub fn report(&mut self, images_seen: u64, readings: Readings) {
+    pub fn report(&mut self, images_seen: u64, readings: String) {
         self.readings = Some(readings);
         match &self.bar {
             Some(bar) => bar.set_message(self.line(images_seen)),
@@ -95,8 +96,8 @@ impl Progress {
 
     fn line(&self, images_seen: u64) -> String {
         let mut line = format!("{images_seen}/{} images", self.course.to);
-        if let Some(readings) = self.readings {
-            let _ = write!(line, "  {}", readings.line());
+        if let Some(readings) = &self.readings {
+            let _ = write!(line, "  {readings}");
         }
         if let Some(per_sec) = self.rate.images_per_sec() {
             let left = self.course.to.saturating_sub(images_seen) as f64 / per_sec;
@@ -114,7 +115,8 @@ impl Progress {
 }
 
 impl Readings {
-    fn line(&self) -> String {
+    /// As people read them.
+    pub fn line(&self) -> String {
         let number = |error: Option<f64>| {
             error.map_or_else(|| "-".to_owned(), |error| format!("{error:.4}"))
         };
@@ -204,7 +206,7 @@ mod tests {
             content: None,
             coarse: Some(f64::NAN),
         };
-        progress.report(500, readings);
+        progress.report(500, readings.line());
         assert_eq!(
             progress.line(500),
             "500/2000 images  weighted 0.1235  mse clean-up 0.5000 content - coarse NaN  \

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use p2_diffusion::LossTerms;
-use p2_nn::{Gradients as Found, Params};
+use p2_nn::{Gradients as Found, Params, adamw};
 
 use super::values;
+use crate::config::section::Optim;
 use crate::fault;
 use crate::problem::Problem;
 
@@ -99,17 +99,17 @@ fn square_norm(tensor: &Tensor) -> anyhow::Result<f64> {
 /// # Errors
 /// Names the step and, for each such image, noise level and file.
 pub(super) fn check_loss(
-    loss: &LossTerms,
+    losses: &Tensor,
     (t, times): (&[u32], &[f64]),
     log_snr: &[f64],
     files: &[Arc<str>],
     step: u64,
 ) -> anyhow::Result<()> {
-    let mut weighted = values(&loss.weighted)?;
-    if let Some(first) = weighted.first_mut() {
+    let mut losses = values(losses)?;
+    if let Some(first) = losses.first_mut() {
         *first = fault::number("train.loss", *first);
     }
-    let broken: Vec<String> = weighted
+    let broken: Vec<String> = losses
         .iter()
         .zip(t.iter().zip(times).zip(files))
         .filter(|(loss, _)| !loss.is_finite())
@@ -126,6 +126,25 @@ pub(super) fn check_loss(
         broken.join("; ")
     ))
     .into())
+}
+
+/// The step that gradients of this norm are good for, clipped if they are too long.
+pub(super) fn adamw_step(optim: &Optim, lr: f64, grad_norm: f64, step: u64) -> adamw::Step {
+    let clip = optim.max_grad_norm > 0.0 && grad_norm > optim.max_grad_norm;
+    adamw::Step {
+        lr,
+        beta1: optim.beta1,
+        beta2: optim.beta2,
+        eps: optim.eps,
+        weight_decay: optim.weight_decay,
+        step,
+        grad_scale: if clip {
+            optim.max_grad_norm / grad_norm
+        } else {
+            1.0
+        },
+        ema_decay: 0.0,
+    }
 }
 
 fn diverged(message: String) -> Problem {

@@ -1,5 +1,7 @@
 //! The held-out loss: averaged weights, fixed noise levels, fixed noise, per stage, unweighted.
 
+use std::ops::Range;
+
 use p2_diffusion::{Objective, Stage};
 use serde::Serialize;
 
@@ -13,7 +15,7 @@ use crate::rng::{Draws, Stream};
 const MAX_IMAGES: usize = 512;
 
 /// The noise does not depend on the run's seed, so that runs compare.
-const SEED: u64 = 0;
+pub(super) const SEED: u64 = 0;
 
 /// Mean squared error on the noise, per stage.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -43,6 +45,21 @@ pub(super) fn n_images(dataset: &Dataset) -> usize {
     dataset.n_images(Split::HeldOut).min(MAX_IMAGES)
 }
 
+/// The held-out images that are looked at.
+pub(super) fn indices(dataset: &Dataset) -> Vec<usize> {
+    let (n_all, n) = (dataset.n_images(Split::HeldOut), n_images(dataset));
+    (0..n).map(|i| i * n_all / n).collect()
+}
+
+/// The levels of n images from the first on, spread evenly over images and levels by the golden ratio.
+pub(super) fn spread(levels: Range<u32>, first: usize, n: usize) -> Vec<u32> {
+    let level = |i: usize| {
+        let place = (0.5 + i as f64 * 0.618_033_988_749_894_9).fract();
+        levels.start + (place * levels.len() as f64) as u32
+    };
+    (first..first + n).map(level).collect()
+}
+
 /// The error of a model on held-out images; each is seen once per stage.
 ///
 /// `go_on` is asked before each batch, and ends the evaluation with an error.
@@ -52,23 +69,13 @@ pub(super) fn evaluate(
     batch_size: usize,
     go_on: &dyn Fn() -> anyhow::Result<()>,
 ) -> anyhow::Result<StageErrors> {
-    let n_all = dataset.n_images(Split::HeldOut);
-    let images: Vec<usize> = (0..n_all.min(MAX_IMAGES))
-        .map(|i| i * n_all / n_all.min(MAX_IMAGES))
-        .collect();
+    let images = indices(dataset);
     StageErrors::try_new(|stage| {
         let levels = stage.timesteps(model.schedule());
         let mut sum = 0.0;
         for (batch_idx, batch) in images.chunks(batch_size).enumerate() {
             go_on()?;
-            let first = batch_idx * batch_size;
-            // The golden ratio spreads the levels evenly over images and stage.
-            let t: Vec<u32> = (first..first + batch.len())
-                .map(|i| {
-                    let place = (0.5 + i as f64 * 0.618_033_988_749_894_9).fract();
-                    levels.start + (place * levels.len() as f64) as u32
-                })
-                .collect();
+            let t = spread(levels.clone(), batch_idx * batch_size, batch.len());
             sum += errors(model, objective, dataset, batch, &t, stage)?;
         }
         Ok(sum / images.len() as f64)

@@ -2,16 +2,16 @@
 
 use std::f64::consts::PI;
 
-use crate::config::RunConfig;
-use crate::config::section::{Decay, Ema};
+use crate::config::Pace;
+use crate::config::section::{Decay, Ema, Optim};
 
 /// The learning rate of the step that starts at `images_seen`.
-pub(super) fn at(run: &RunConfig, images_seen: u64) -> f64 {
-    let (optim, total) = (&run.optim, run.train.total_images.0);
+pub(crate) fn at(optim: &Optim, pace: Pace, images_seen: u64) -> f64 {
+    let total = pace.total_images;
     let warmup = optim.warmup_images.0;
     if images_seen < warmup {
         // The first step already moves a little: it counts its own batch.
-        let reached = (images_seen + run.train.batch_size as u64).min(warmup);
+        let reached = (images_seen + pace.batch_size as u64).min(warmup);
         return optim.lr * reached as f64 / warmup as f64;
     }
     let progress = (images_seen - warmup) as f64 / total.saturating_sub(warmup).max(1) as f64;
@@ -43,17 +43,19 @@ pub(super) fn ema_decay(ema: &Ema, images_seen: u64, n_images: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Base, Count, Override, resolve};
+    use crate::config::{Base, Configuration as _, Count, Override, RunConfig, resolve};
 
     fn run(set: &[&str]) -> RunConfig {
         let set: Vec<Override> = set
             .iter()
             .map(|assignment| Override::set(assignment))
             .collect();
-        resolve(&Base::Preset("smoke".into()), &set)
-            .unwrap()
-            .config()
-            .clone()
+        let run = resolve(&Base::Preset("smoke".into()), &set).unwrap();
+        run.config().clone()
+    }
+
+    fn at(run: &RunConfig, images_seen: u64) -> f64 {
+        super::at(&run.optim, run.pace(), images_seen)
     }
 
     #[test]

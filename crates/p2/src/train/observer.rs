@@ -13,9 +13,8 @@ use super::{Clock, Interval, StepReport, Trainer};
 use crate::checkpoint::{self, Position, Retention};
 use crate::data::Dataset;
 use crate::model::Model;
-use crate::monitor::metrics::Metrics;
 use crate::monitor::progress::{Progress, Readings};
-use crate::monitor::tensorboard::{EventWriter, Scalar};
+use crate::monitor::records::Records;
 use crate::print::Printer;
 use crate::run_dir::RunDir;
 use crate::signal::Stop;
@@ -31,8 +30,7 @@ pub(crate) struct Observer<'a> {
     pub(super) objective: Objective,
     /// `None` if there are no held-out losses.
     pub(super) linear: Option<Fitting>,
-    pub(super) metrics: Metrics,
-    pub(super) events: EventWriter,
+    pub(super) records: Records,
     pub(super) progress: Progress,
     pub(super) interval: Means,
     pub(super) n_skipped: usize,
@@ -136,7 +134,7 @@ impl Means {
 }
 
 /// In the order of [`Stage::ALL`].
-const STAGE_NAMES: [&str; 3] = ["clean_up", "content", "coarse"];
+pub(super) const STAGE_NAMES: [&str; 3] = ["clean_up", "content", "coarse"];
 
 /// An error if the user wants to stop.
 pub(super) fn go_on(stop: &Stop) -> anyhow::Result<()> {
@@ -217,30 +215,9 @@ impl Observer<'_> {
     fn log(&mut self, clock: Clock, report: &StepReport) -> anyhow::Result<()> {
         let record = self.interval.record(report);
         self.progress
-            .report(clock.images_seen, self.interval.readings());
+            .report(clock.images_seen, self.interval.readings().line());
         self.interval = Means::new();
-        self.write(clock, record)
-    }
-
-    /// Writes numbers to both the records and the curves.
-    fn write(&mut self, clock: Clock, numbers: Map<String, Value>) -> anyhow::Result<()> {
-        let scalars: Vec<Scalar> = numbers
-            .iter()
-            .filter_map(|(tag, value)| {
-                Some(Scalar {
-                    tag: tag.clone(),
-                    value: value.as_f64()? as f32,
-                })
-            })
-            .collect();
-        let mut record = Map::new();
-        record.insert("images_seen".to_owned(), json!(clock.images_seen));
-        record.insert("step".to_owned(), json!(clock.step));
-        record.extend(numbers);
-        if self.metrics.append(&record)? {
-            self.events.append(clock.images_seen, &scalars)?;
-        }
-        Ok(())
+        self.records.write(clock, record)
     }
 
     /// Held-out losses of the averaged weights, beside the best linear denoiser of single pixels.
@@ -277,7 +254,7 @@ impl Observer<'_> {
         }
         self.held_out = Some(errors);
         self.held_out_secs = Some(started.elapsed().as_secs_f64());
-        self.write(trainer.clock, record)
+        self.records.write(trainer.clock, record)
     }
 
     /// The held-out errors of the averaged weights and of the best linear denoiser.
@@ -314,7 +291,7 @@ impl Observer<'_> {
 
     /// Saves a checkpoint.
     pub(super) fn save(&mut self, trainer: &Trainer) -> anyhow::Result<()> {
-        self.metrics.sync()?;
+        self.records.sync()?;
         let Clock {
             images_seen, step, ..
         } = trainer.clock;

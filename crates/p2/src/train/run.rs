@@ -1,6 +1,5 @@
 //! A run from its folder to its end: begin or continue, train, finish.
 
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,20 +10,20 @@ use serde::Serialize;
 use super::held_out::StageErrors;
 use super::linear_denoiser::Fitting;
 use super::observer::{Means, Observer};
+use super::opened::{Opened, full_path, open_loader};
 use super::{Clock, Limits, Trainer};
-use crate::checkpoint::{self, Found, StoredTensors};
+use crate::checkpoint::{Found, StoredTensors};
 use crate::cli::Start;
-use crate::config::{Run, changes};
-use crate::data::{BUNDLED, Dataset, Loader, LoaderOptions, Split};
+use crate::config::{Configuration as _, Run};
+use crate::data::{Dataset, Split};
 use crate::engine::Device;
 use crate::model::Model;
 use crate::model::file::open_weights;
-use crate::monitor::metrics::Metrics;
 use crate::monitor::progress::{Course, Progress};
-use crate::monitor::tensorboard::EventWriter;
+use crate::monitor::records::Records;
 use crate::print::Printer;
 use crate::problem::Problem;
-use crate::run_dir::{Before, Engine, Manifest, RunDir, StartRecord};
+use crate::run_dir::{Engine, Manifest, RunDir};
 
 /// What is trained, where, and on what.
 #[derive(Debug)]
@@ -70,30 +69,19 @@ pub fn train(
     let run = setup.run;
     run.data_path()?;
     let dataset = Arc::new(open_dataset(&run, printer)?);
-    let (run_dir, before) = RunDir::open(&setup.out, setup.start)?;
-    let (changed, is_new) = match before {
-        Before::Nothing => (Vec::new(), true),
-        Before::Run(old) => (changes(&old, &run)?.into_allowed()?, false),
-    };
-    let mut manifest = manifest(&run_dir, &run, &dataset, is_new)?;
-    let found = find_checkpoint(&run_dir, printer)?;
-    let init = match &found {
+    let mut opened = Opened::open((&setup.out, setup.start), &run, &dataset, printer)?;
+    let init = match &opened.found {
         Some(_) => None,
-        None => open_init(setup.init_from.as_deref(), &mut manifest)?,
+        None => open_init(setup.init_from.as_deref(), &mut opened.manifest)?,
     };
-    let clock = found.as_ref().map_or(Clock::at(0, 0), |found| {
-        Clock::at(found.state.position.images_seen, found.state.position.step)
-    });
-    let engine = Engine::of(setup.device, setup.cpu);
-    manifest.starts.push(StartRecord {
-        data_path: Some(full_path(&run.data.path)),
-        ..StartRecord::now(clock.images_seen, engine.clone(), changed)
-    });
-    run_dir.write_manifest(&manifest)?;
-    run_dir.write_config(&run)?;
-    tell_start(&run_dir, &run, clock, is_new, printer);
-    tell_engine(&manifest, clock, &engine, printer);
-    let mut loader = open_loader(&run, &dataset, clock, setup.cpu)?;
+    opened.record(&run, &Engine::of(setup.device, setup.cpu), printer)?;
+    let Opened {
+        run_dir,
+        found,
+        clock,
+        ..
+    } = opened;
+    let mut loader = open_loader(run.pace(), &dataset, clock, setup.cpu)?;
     let mut trainer = Trainer::new(run, clock, setup.cpu)?;
     take_up(&mut trainer, found.as_ref(), init.as_ref(), printer)?;
     let limits = limits(clock);
@@ -150,48 +138,6 @@ fn open_dataset(run: &Run, printer: &Printer) -> anyhow::Result<Dataset> {
     Ok(dataset)
 }
 
-/// The images from where the run stands, in its order.
-fn open_loader(
-    run: &Run,
-    dataset: &Arc<Dataset>,
-    clock: Clock,
-    cpu: Cpu,
-) -> anyhow::Result<Loader> {
-    let options = LoaderOptions {
-        seed: run.train.seed,
-        first_image_idx: clock.images_seen,
-        batch_size: NonZeroUsize::new(run.train.batch_size).unwrap_or(NonZeroUsize::MIN),
-        total_images: run.train.total_images.0,
-        n_workers: NonZeroUsize::new(cpu.threads.count()).unwrap_or(NonZeroUsize::MIN),
-    };
-    Loader::new(dataset, &options)
-}
-
-/// The manifest so far. A run is only continued with the images it was begun with.
-fn manifest(
-    run_dir: &RunDir,
-    run: &Run,
-    dataset: &Dataset,
-    is_new: bool,
-) -> anyhow::Result<Manifest> {
-    let fingerprint = dataset.fingerprint();
-    if is_new {
-        return Ok(Manifest::new(run.train.seed, fingerprint.to_owned()));
-    }
-    let manifest = run_dir.read_manifest()?;
-    if manifest.data_fingerprint == fingerprint {
-        return Ok(manifest);
-    }
-    let message = format!(
-        "the images are not those that {} was begun with",
-        run_dir.path().display()
-    );
-    Err(Problem::new(message)
-        .because("the same place in the run would mean another image")
-        .hint("restore the images, or begin another run with --out DIR")
-        .into())
-}
-
 /// The weights that a run begins with, if it begins with any; the manifest remembers which.
 fn open_init(
     path: Option<&Path>,
@@ -243,47 +189,6 @@ fn take_up(
     Ok(())
 }
 
-/// Where the images are, from whatever folder one looks. Those inside the binary are everywhere.
-fn full_path(path: &str) -> String {
-    let is_file = !path.starts_with(BUNDLED);
-    let full = is_file.then(|| std::path::absolute(path).ok()).flatten();
-    full.map_or_else(|| path.to_owned(), |full| full.display().to_string())
-}
-
-fn find_checkpoint(run_dir: &RunDir, printer: &Printer) -> anyhow::Result<Option<Found>> {
-    checkpoint::clean(&run_dir.checkpoints())?;
-    let found = checkpoint::newest(&run_dir.checkpoints())?;
-    for skipped in found.iter().flat_map(|found| &found.skipped) {
-        printer.warn(skipped);
-    }
-    Ok(found)
-}
-
-fn tell_start(run_dir: &RunDir, run: &Run, clock: Clock, is_new: bool, printer: &Printer) {
-    let (path, total) = (run_dir.path().display(), run.train.total_images);
-    if is_new {
-        printer.note(format_args!("new run in {path}, of {total} images"));
-    } else {
-        let seen = clock.images_seen;
-        printer.note(format_args!(
-            "continuing {path} at {seen} of {total} images"
-        ));
-    }
-}
-
-/// Says so if the bits will not be those of a run that stays with one instruction set.
-fn tell_engine(manifest: &Manifest, clock: Clock, now: &Engine, printer: &Printer) {
-    let before = manifest.last_engine(clock.images_seen);
-    let before = before.map(|engine| engine.instruction_set.as_str());
-    let now = now.instruction_set.as_str();
-    if let Some(before) = before.filter(|before| *before != now) {
-        printer.note(format_args!(
-            "so far computed with {before}, from here on with {now}: \
-             the last bits will differ from those of a run with one of them"
-        ));
-    }
-}
-
 /// Leaves the run as it can be looked at and continued. After a signal only the latter.
 fn finish(trainer: &Trainer, observer: &mut Observer<'_>, limits: &Limits) -> anyhow::Result<()> {
     if observer.saved_at != Some(trainer.clock.images_seen) {
@@ -331,8 +236,7 @@ impl<'a> Observer<'a> {
             objective: averaged.unweighted()?,
             averaged,
             linear: is_measured.then(|| Fitting::start(dataset)).transpose()?,
-            metrics: Metrics::open(&run_dir.metrics(), from)?,
-            events: EventWriter::create(&run_dir.tensorboard(), saved_at)?,
+            records: Records::open(run_dir, from, saved_at)?,
             progress: Progress::new(printer, Course { from, to, deadline }),
             interval: Means::new(),
             n_skipped: 0,

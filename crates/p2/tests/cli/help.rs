@@ -16,14 +16,15 @@ fn presets_are_listed() {
         &expect![[r#"
             exit: 0
             --- stdout
-            smoke         a tiny network on the bundled emoji: seconds, to see that everything works
-            emoji-32      32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores
-            bench-small   the small network of docs/performance.md: 32x32, 5.7 million parameters, for p2 bench
-            bench-medium  the medium network of docs/performance.md: 64x64, 56 million parameters, for p2 bench
-            paper-256     the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days
+            smoke          a tiny network on the bundled emoji: seconds, to see that everything works
+            emoji-32       32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores
+            bench-small    the small network of docs/performance.md: 32x32, 5.7 million parameters, for p2 bench
+            bench-medium   the medium network of docs/performance.md: 64x64, 56 million parameters, for p2 bench
+            paper-256      the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days
+            classifier-64  ADM's classifier of noised 64x64 images (Dhariwal and Nichol 2021): your own images, in a folder per class
             --- stderr
 
-            use one with `p2 train --preset NAME`; add --dry-run to see its values
+            use one with `p2 train --preset NAME`, those of classifiers with `p2 train-classifier --preset NAME`; add --dry-run to see its values
         "#]],
     );
     check(
@@ -32,7 +33,7 @@ fn presets_are_listed() {
         &expect![[r#"
             exit: 0
             --- stdout
-            [{"name":"smoke","summary":"a tiny network on the bundled emoji: seconds, to see that everything works"},{"name":"emoji-32","summary":"32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores"},{"name":"bench-small","summary":"the small network of docs/performance.md: 32x32, 5.7 million parameters, for p2 bench"},{"name":"bench-medium","summary":"the medium network of docs/performance.md: 64x64, 56 million parameters, for p2 bench"},{"name":"paper-256","summary":"the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days"}]
+            [{"command":"train","name":"smoke","summary":"a tiny network on the bundled emoji: seconds, to see that everything works"},{"command":"train","name":"emoji-32","summary":"32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores"},{"command":"train","name":"bench-small","summary":"the small network of docs/performance.md: 32x32, 5.7 million parameters, for p2 bench"},{"command":"train","name":"bench-medium","summary":"the medium network of docs/performance.md: 64x64, 56 million parameters, for p2 bench"},{"command":"train","name":"paper-256","summary":"the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days"},{"command":"train-classifier","name":"classifier-64","summary":"ADM's classifier of noised 64x64 images (Dhariwal and Nichol 2021): your own images, in a folder per class"}]
             --- stderr
         "#]],
     );
@@ -52,14 +53,15 @@ fn options_have_one_line_each() {
             Usage: p2 [OPTIONS] <COMMAND>
 
             Commands:
-              train       Train a model, or continue to train it
-              sample      Draw images from a trained model
-              likelihood  Bound how many bits a model needs for images
-              convert     Turn weights of PyTorch into a model, or back
-              presets     List the configurations that need no file
-              info        Say what a model or a preset is
-              bench       Measure how fast this machine trains and draws
-              weights     Show loss weightings and what they minimize
+              train             Train a model, or continue to train it
+              train-classifier  Train a classifier of noised images, to guide a model with
+              sample            Draw images from a trained model
+              likelihood        Bound how many bits a model needs for images
+              convert           Turn weights of PyTorch into a model, or back
+              presets           List the configurations that need no file
+              info              Say what a model or a preset is
+              bench             Measure how fast this machine trains and draws
+              weights           Show loss weightings and what they minimize
 
             Options:
               -q, --quiet         Tell only warnings and errors
@@ -90,8 +92,6 @@ fn options_have_one_line_each() {
                   --preset <NAME>            Configuration by name; see `p2 presets`
                   --data <PATH>              Folder or .zip of images, or bundled:emoji-32 [default: data.path]
                   --out <DIR>                Folder of the run [default: runs/NAME]
-                  --init-from <MODEL>        Begin with the weights of a run, a checkpoint or a file, for other
-                                             images, classes or weights of the loss
                   --set <SECTION.KEY=VALUE>  Set one value of the configuration; may be given many times
                   --seed <N>                 Seed of every random draw [default: train.seed]
                   --threads <N>              Threads to compute with; changes no result [default: one per core]
@@ -104,6 +104,8 @@ fn options_have_one_line_each() {
                   --dry-run                  Print the resolved configuration as TOML, and the memory that it
                                              takes; start no run
                   --json                     Print the results as JSON
+                  --init-from <MODEL>        Begin with the weights of a run, a checkpoint or a file, for other
+                                             images, classes or weights of the loss
               -q, --quiet                    Tell only warnings and errors
               -v, --verbose                  Tell more
                   --color <WHEN>             When to color text for people [default: auto] [possible values:

@@ -2,8 +2,8 @@
 
 use p2_diffusion::{Density, Objective, TimestepDensity, Weighting};
 
-use crate::config::RunConfig;
 use crate::config::section::{Loss, Sample, Schedule, Time};
+use crate::config::{ClassifierConfig, RunConfig};
 use crate::weights::spec;
 
 /// Above this, samples are known to be noisy (Choi et al. 2022, section 5).
@@ -32,6 +32,16 @@ pub(super) fn lint(config: &RunConfig, objective: &Objective) -> Vec<String> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// The doubtful values of a classifier's configuration.
+pub(super) fn lint_classifier(config: &ClassifierConfig) -> Vec<String> {
+    let is_noised = config.diffusion.noised;
+    let sentence = "diffusion.noised is false: the classifier sees clean images alone, and cannot guide a sampler";
+    (!is_noised)
+        .then(|| sentence.to_owned())
+        .into_iter()
+        .collect()
 }
 
 fn noisy_gamma(weighting: Weighting) -> Option<String> {

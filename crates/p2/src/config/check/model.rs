@@ -1,7 +1,7 @@
 //! The allowed sizes of a network.
 
 use super::{Violation, because, ensure, is_size};
-use crate::config::section::{Heads, Model};
+use crate::config::section::{Classifier, Heads, Model};
 
 /// Beyond these a typing error is likelier than a wish, and products could overflow.
 const MAX_LEVEL_CHANNELS: usize = 65_536;
@@ -51,6 +51,17 @@ pub(super) fn check(model: &Model, image_size: usize) -> Result<(), Violation> {
         "0 for a model without classes",
     )?;
     check_low_res(model, image_size)
+}
+
+/// Checks the sizes and options of a classifier.
+pub(super) fn check_classifier(model: &Classifier, image_size: usize) -> Result<(), Violation> {
+    check(&model.to_unet(), image_size)?;
+    ensure(
+        (2..=MAX_CLASSES).contains(&model.n_classes),
+        "model.n_classes",
+        model.n_classes,
+        format!("2 to {MAX_CLASSES}"),
+    )
 }
 
 fn check_low_res(model: &Model, image_size: usize) -> Result<(), Violation> {

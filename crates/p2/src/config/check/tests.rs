@@ -1,12 +1,12 @@
 //! What is in its range, and by which key the rest is refused.
 
 use super::*;
-use crate::config::{Base, Override, TEST_CONFIG, resolve};
+use crate::config::{Base, Configuration as _, Override, TEST_CONFIG, resolve};
 
 pub(super) fn with(assignments: &[&str]) -> RunConfig {
     let base = Base::File(TEST_CONFIG.into());
     // Values are put in by serde alone: the ranges are what is tested.
-    let mut tree = base.tree().unwrap();
+    let mut tree = base.tree(RunConfig::PRESETS).unwrap();
     for assignment in assignments {
         Override::set(assignment).apply(&mut tree).unwrap();
     }
