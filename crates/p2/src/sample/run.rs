@@ -20,8 +20,16 @@ const CHURN: Churn = Churn {
 };
 /// Exponent of the spacing there.
 const RHO: f64 = 7.0;
-/// Allowed error of the probability flow, by Song et al. 2021, arXiv 2011.13456.
-const TOLERANCE: f64 = 1e-5;
+/// Errors that the probability flow allows, by Song et al. 2021, arXiv 2011.13456.
+const FLOW: FlowOptions = FlowOptions {
+    clip: Clip::Off,
+    relative: 1e-5,
+    absolute: 1e-5,
+};
+const UNIPC: UniPcOptions = UniPcOptions {
+    clip: Clip::Off,
+    order: 3,
+};
 /// Signal-to-noise ratio of Langevin steps there.
 const LANGEVIN_SNR: f64 = 0.16;
 
@@ -42,151 +50,77 @@ pub(super) struct Run<'a, D: ?Sized> {
 impl<D: Denoiser + ?Sized> Run<'_, D> {
     /// Draws images from noise, `[N, H, W, 3]` to the same.
     pub(super) fn from(self, x_t: Tensor) -> Result<Tensor> {
+        let (which, eta) = (self.options.sampler, self.options.eta);
+        let (denoiser, noise, report) = (self.denoiser, self.noise, self.report);
         let training = self.model.schedule();
-        let eta = self.options.eta;
-        match self.options.sampler {
+        let levels = || levels(training, self.options);
+        let course = || course(training, self.options);
+        match which {
             Sampler::Ancestral => {
-                let options = AncestralOptions {
-                    clip: CLIP,
-                    variance: self.model.variance(),
-                };
-                let levels = levels(training, self.options)?;
-                let (denoiser, noise, report) = (self.denoiser, self.noise, self.report);
-                sampler::ancestral(denoiser, x_t, &levels, options, noise, report)
+                let (clip, variance) = (CLIP, self.model.variance());
+                let options = AncestralOptions { clip, variance };
+                sampler::ancestral(denoiser, x_t, &levels()?, options, noise, report)
             }
             Sampler::Ddim => {
                 let options = DdimOptions { clip: CLIP, eta };
-                let levels = levels(training, self.options)?;
-                let (denoiser, noise, report) = (self.denoiser, self.noise, self.report);
-                sampler::ddim(denoiser, x_t, &levels, options, noise, report)
+                sampler::ddim(denoiser, x_t, &levels()?, options, noise, report)
             }
-            Sampler::Euler => self.edm(&x_t, Order::First, Churn::NONE),
-            Sampler::Heun => self.edm(&x_t, Order::Second, Churn::NONE),
-            Sampler::HeunChurn => self.edm(&x_t, Order::Second, CHURN),
-            Sampler::Dpm2m => self.dpm(&x_t, 2),
-            Sampler::Dpm3m => self.dpm(&x_t, 3),
-            Sampler::PcVp => self.corrected(&x_t, Sde::Vp),
-            Sampler::PcVe => self.corrected(&x_t, Sde::Ve),
-            Sampler::EulerAncestral => self.euler_ancestral(&x_t),
-            Sampler::Dpm2s => self.dpm_singlestep(&x_t),
-            Sampler::UniPc => self.unipc(&x_t),
-            Sampler::Plms => {
-                sampler::plms(self.denoiser, &x_t, &self.course()?, Clip::Off, self.report)
+            Sampler::Euler | Sampler::Heun | Sampler::HeunChurn => {
+                let options = edm(which);
+                sampler::edm(denoiser, &x_t, &course()?, options, noise, report)
             }
-            Sampler::Flow => self.flow(&x_t),
+            Sampler::EulerAncestral => {
+                let options = EulerAncestralOptions { clip: CLIP, eta };
+                sampler::euler_ancestral(denoiser, &x_t, &course()?, options, noise, report)
+            }
+            Sampler::Dpm2m | Sampler::Dpm3m => {
+                let order = if which == Sampler::Dpm2m { 2 } else { 3 };
+                let clip = Clip::Off;
+                let options = DpmOptions { clip, order, eta };
+                sampler::dpm_multistep(denoiser, &x_t, &course()?, options, noise, report)
+            }
+            Sampler::Dpm2s => {
+                let clip = Clip::Off;
+                let options = SinglestepOptions { clip, eta };
+                sampler::dpm_singlestep(denoiser, &x_t, &course()?, options, noise, report)
+            }
+            Sampler::UniPc => sampler::unipc(denoiser, &x_t, &course()?, UNIPC, report),
+            Sampler::Plms => sampler::plms(denoiser, &x_t, &course()?, Clip::Off, report),
+            Sampler::Flow => sampler::probability_flow(denoiser, &x_t, &course()?, FLOW, report),
+            Sampler::PcVp | Sampler::PcVe => {
+                let options = corrector(which);
+                sampler::predictor_corrector(denoiser, &x_t, &course()?, options, noise, report)
+            }
         }
     }
+}
 
-    fn edm(self, x_t: &Tensor, order: Order, churn: Churn) -> Result<Tensor> {
-        let course = self.course()?;
-        let clip = match order {
-            Order::First => CLIP,
-            Order::Second => Clip::Off,
-        };
-        let options = EdmOptions { clip, order, churn };
-        sampler::edm(
-            self.denoiser,
-            x_t,
-            &course,
-            options,
-            self.noise,
-            self.report,
-        )
+fn edm(which: Sampler) -> EdmOptions {
+    let (clip, order, churn) = match which {
+        Sampler::Euler => (CLIP, Order::First, Churn::NONE),
+        Sampler::HeunChurn => (Clip::Off, Order::Second, CHURN),
+        _ => (Clip::Off, Order::Second, Churn::NONE),
+    };
+    EdmOptions { clip, order, churn }
+}
+
+fn corrector(which: Sampler) -> CorrectorOptions {
+    CorrectorOptions {
+        clip: CLIP,
+        sde: match which {
+            Sampler::PcVe => Sde::Ve,
+            _ => Sde::Vp,
+        },
+        n_corrections: 1,
+        snr: LANGEVIN_SNR,
     }
+}
 
-    fn dpm(self, x_t: &Tensor, order: usize) -> Result<Tensor> {
-        let course = self.course()?;
-        let options = DpmOptions {
-            clip: Clip::Off,
-            order,
-            eta: self.options.eta,
-        };
-        sampler::dpm_multistep(
-            self.denoiser,
-            x_t,
-            &course,
-            options,
-            self.noise,
-            self.report,
-        )
-    }
-
-    fn corrected(self, x_t: &Tensor, sde: Sde) -> Result<Tensor> {
-        let course = self.course()?;
-        let options = CorrectorOptions {
-            clip: CLIP,
-            sde,
-            n_corrections: 1,
-            snr: LANGEVIN_SNR,
-        };
-        sampler::predictor_corrector(
-            self.denoiser,
-            x_t,
-            &course,
-            options,
-            self.noise,
-            self.report,
-        )
-    }
-
-    fn euler_ancestral(self, x_t: &Tensor) -> Result<Tensor> {
-        let course = self.course()?;
-        let options = EulerAncestralOptions {
-            clip: CLIP,
-            eta: self.options.eta,
-        };
-        sampler::euler_ancestral(
-            self.denoiser,
-            x_t,
-            &course,
-            options,
-            self.noise,
-            self.report,
-        )
-    }
-
-    fn dpm_singlestep(self, x_t: &Tensor) -> Result<Tensor> {
-        let course = self.course()?;
-        let options = SinglestepOptions {
-            clip: Clip::Off,
-            eta: self.options.eta,
-        };
-        sampler::dpm_singlestep(
-            self.denoiser,
-            x_t,
-            &course,
-            options,
-            self.noise,
-            self.report,
-        )
-    }
-
-    fn unipc(self, x_t: &Tensor) -> Result<Tensor> {
-        let course = self.course()?;
-        let options = UniPcOptions {
-            clip: Clip::Off,
-            order: 3,
-        };
-        sampler::unipc(self.denoiser, x_t, &course, options, self.report)
-    }
-
-    fn flow(self, x_t: &Tensor) -> Result<Tensor> {
-        let course = self.course()?;
-        let options = FlowOptions {
-            clip: Clip::Off,
-            relative: TOLERANCE,
-            absolute: TOLERANCE,
-        };
-        sampler::probability_flow(self.denoiser, x_t, &course, options, self.report)
-    }
-
-    /// The noise that the steps lead down through.
-    fn course(&self) -> Result<Course> {
-        let training = self.model.schedule();
-        match self.options.spacing {
-            Spacing::Karras => Course::karras(self.options.n_steps, RHO, training),
-            _ => Course::through(&levels(training, self.options)?, training),
-        }
+/// The noise that the steps lead down through.
+fn course(training: &NoiseSchedule, options: &SampleOptions<'_>) -> Result<Course> {
+    match options.spacing {
+        Spacing::Karras => Course::karras(options.n_steps, RHO, training),
+        _ => Course::through(&levels(training, options)?, training),
     }
 }
 
