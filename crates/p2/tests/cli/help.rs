@@ -151,7 +151,7 @@ fn options_of_models_have_one_line_each() {
                                                     sample.spacing of the model] [possible values: even,
                                                     leading, trailing, karras]
                   --eta <SHARE>                     Share of fresh noise per step, 0 to 1 [default: sample.eta
-                                                    of the model]
+                                                    for the model's own sampler, else 0, euler-ancestral 1]
                   --seed <N>                        Seed of the noise; image i of a seed is always the same
                                                     [default: 0]
                   --class <CLASS>                   Class of the images, counted from 0 [default: all in turn]

@@ -133,6 +133,34 @@ fn a_discrete_sampler_leaves_the_spacing_of_the_models_own() {
     assert!(draw(&project, "run", 2, &[]) != draw(&project, "run", 2, &["--spacing", "even"]));
 }
 
+/// The SDE of one sampler is no wish for fresh noise in another.
+#[test]
+fn another_sampler_than_the_models_own_has_its_usual_eta() {
+    let project = Project::new();
+    let set = ["sample.sampler=dpm-2m", "sample.eta=1"];
+    let set = set.iter().flat_map(|each| ["--set", each]);
+    let more: Vec<&str> = set.chain(["--max-images", "12"]).collect();
+    project.finish("run", &more);
+    for (sampler, usual) in [
+        ("dpm-2m", "1"),
+        ("ddim", "0"),
+        ("dpm-3m", "0"),
+        ("euler-ancestral", "1"),
+    ] {
+        let sampler = ["--sampler", sampler, "--steps", "5"];
+        let drawn = draw(&project, "run", 2, &sampler);
+        for eta in ["0", "1"] {
+            let with_eta = draw(
+                &project,
+                "run",
+                2,
+                &[&sampler[..], &["--eta", eta]].concat(),
+            );
+            assert_eq!(drawn == with_eta, eta == usual, "{sampler:?} {eta}");
+        }
+    }
+}
+
 #[test]
 fn evaluations_of_the_network_are_counted() {
     let project = trained();

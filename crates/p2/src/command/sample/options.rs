@@ -20,13 +20,19 @@ pub(super) fn options<'a>(
         (None, Spacing::Karras) if sampler.is_discrete() => Spacing::Even,
         (None, spacing) => spacing,
     };
+    // Nor does another sampler want the fresh noise of the model's own.
+    let eta = if sampler == config.sample.sampler {
+        config.sample.eta
+    } else {
+        sampler.usual_eta()
+    };
     let options = SampleOptions {
         sampler,
         n_steps: arguments
             .steps
             .map_or(config.sample.n_steps, std::num::NonZero::get),
         spacing,
-        eta: arguments.eta.unwrap_or(config.sample.eta),
+        eta: arguments.eta.unwrap_or(eta),
         seed: arguments.seed,
         guidance: Guidance::of_scale(1.0),
     };

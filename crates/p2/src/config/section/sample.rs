@@ -84,6 +84,15 @@ impl Sampler {
             Self::Ddim | Self::EulerAncestral | Self::Dpm2m | Self::Dpm3m | Self::Dpm2s
         )
     }
+
+    /// The share of fresh noise of a sampler that is asked for in place of a model's own.
+    pub fn usual_eta(self) -> f64 {
+        if self == Self::EulerAncestral {
+            1.0
+        } else {
+            0.0
+        }
+    }
 }
 
 /// Which noise levels the steps lead through.
