@@ -46,12 +46,20 @@ struct Inner {
     cpu: Cpu,
     /// `None` where no gradients will be asked for.
     recording: Option<Recompute>,
+    wanted: Wanted,
     records: RefCell<Vec<Record>>,
     n_slots: Cell<usize>,
     params: RefCell<HashMap<TensorId, Slot>>,
     /// Reads a clock, if ops shall be timed.
     clock: Option<fn() -> Duration>,
     profile: RefCell<Profile>,
+}
+
+/// Whose gradients will be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Inputs,
 }
 
 /// One op: which gradient it consumes, and how it hands it on.
@@ -76,23 +84,35 @@ pub struct Node {
 impl Tape {
     /// A computation whose gradients will be asked for.
     pub fn recording(cpu: Cpu, recompute: Recompute) -> Self {
-        Self::new(cpu, Some(recompute), None)
+        Self::new(cpu, Some(recompute), Wanted::All, None)
+    }
+
+    /// A computation whose gradients will be asked for with respect to its inputs alone: parameters are constants, which
+    /// saves a third of the work and the values that only their gradients need.
+    pub fn recording_inputs(cpu: Cpu) -> Self {
+        Self::new(cpu, Some(Recompute::Nothing), Wanted::Inputs, None)
     }
 
     /// A computation without gradients: each value is let go after its last use.
     pub fn inference(cpu: Cpu) -> Self {
-        Self::new(cpu, None, None)
+        Self::new(cpu, None, Wanted::All, None)
     }
 
     /// The same computation, still empty, whose ops are timed by `clock`.
     pub fn timed(self, clock: fn() -> Duration) -> Self {
-        Self::new(self.0.cpu, self.0.recording, Some(clock))
+        Self::new(self.0.cpu, self.0.recording, self.0.wanted, Some(clock))
     }
 
-    fn new(cpu: Cpu, recording: Option<Recompute>, clock: Option<fn() -> Duration>) -> Self {
+    fn new(
+        cpu: Cpu,
+        recording: Option<Recompute>,
+        wanted: Wanted,
+        clock: Option<fn() -> Duration>,
+    ) -> Self {
         Self(Rc::new(Inner {
             cpu,
             recording,
+            wanted,
             records: RefCell::default(),
             n_slots: Cell::new(0),
             params: RefCell::default(),
@@ -123,11 +143,8 @@ impl Tape {
 
     /// A parameter, whose gradient will be asked for by [`Gradients::of_param`].
     pub fn param(&self, var: &Var) -> Node {
-        let slot = self
-            .0
-            .recording
-            .is_some()
-            .then(|| self.param_slot(var.id()));
+        let is_wanted = self.0.recording.is_some() && self.0.wanted == Wanted::All;
+        let slot = is_wanted.then(|| self.param_slot(var.id()));
         self.node(var.as_tensor().clone(), slot)
     }
 

@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use p2_nn::adamw::Step;
 use p2_nn::unet::{Dropout, DropoutSite, Heads, Input, Order, Resample, TimeConditioning, UNet};
 use p2_nn::{AdamW, Cpu, Init, Node, Recompute, Tape, Threads, UNetConfig};
@@ -39,6 +39,11 @@ fn waves() -> Tensor {
         .collect();
     let x = Tensor::from_vec(values, (2, 3, 16, 16), &Device::Cpu).unwrap();
     x.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap()
+}
+
+fn bits(y: &Tensor) -> Vec<u32> {
+    let y: Vec<f32> = y.flatten_all().unwrap().to_vec1().unwrap();
+    y.into_iter().map(f32::to_bits).collect()
 }
 
 fn forward(unet: &UNet, x: &Tensor, t: &[f64], labels: Option<&[u32]>) -> Tensor {
@@ -112,10 +117,6 @@ fn an_image_has_the_same_output_bits_in_any_batch_and_with_any_number_of_threads
     let images = Tensor::from_vec(images, (5, 16, 16, 3), &Device::Cpu).unwrap();
     let t = [0.0, 3.0, 250.0, 700.0, 999.0];
     let labels = [0, 1, 2, 3, 9];
-    let bits = |y: &Tensor| -> Vec<u32> {
-        let y: Vec<f32> = y.flatten_all().unwrap().to_vec1().unwrap();
-        y.into_iter().map(f32::to_bits).collect()
-    };
     let unet = UNet::new(config, &mut some_values).unwrap();
     let on_threads = |n| {
         let tape = Tape::inference(Cpu::best(Threads::new(n)));
@@ -206,6 +207,103 @@ fn the_gradient_of_every_parameter_is_the_slope_of_the_loss() {
         checked > unet.params().len() * 2 / 3,
         "only {checked} parameters were checked"
     );
+}
+
+/// The gradient of `sum(v y)` with respect to the images, on a tape of inputs alone.
+fn input_gradient(unet: &UNet, x: &Tensor, t: &[f64], labels: &[u32], v: &Tensor) -> Tensor {
+    let tape = Tape::recording_inputs(cpu());
+    let input = tape.input(x);
+    let y = unet.forward(Input {
+        x_t: &input,
+        t,
+        labels: Some(labels),
+        dropout: None,
+    });
+    let gradients = y.unwrap().backward(v).unwrap();
+    let param = unet.params().iter().next().unwrap();
+    assert!(gradients.of_param(param.var()).is_none());
+    gradients.of(&input).unwrap().clone()
+}
+
+fn wave(shape: &[usize], frequency: f64) -> Tensor {
+    let n = shape.iter().product::<usize>();
+    let values: Vec<f64> = (0..n).map(|i| (frequency * i as f64).sin()).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// In f64 against finite differences; the kernels in f32 against that, and against a tape of everything.
+#[test]
+fn the_gradient_of_the_images_is_the_slope_of_the_output() {
+    let config = || UNetConfig {
+        image_size: 8,
+        attention_resolutions: vec![4],
+        n_classes: 3,
+        ..tiny()
+    };
+    let (t, labels) = ([5.0, 400.0], [0, 2]);
+    let exact = UNet::with_dtype(config(), &mut some_values, DType::F64).unwrap();
+    let (x, v) = (wave(&[2, 8, 8, 3], 0.11), wave(&[2, 8, 8, 6], 0.37));
+    let gradient = input_gradient(&exact, &x, &t, &labels, &v);
+    let sum = |x: &Tensor| -> f64 {
+        let y = forward(&exact, x, &t, Some(&labels));
+        let sum = (y * &v).unwrap().sum_all().unwrap();
+        sum.to_scalar().unwrap()
+    };
+    for frequency in [0.7, 1.3, 2.9] {
+        let direction = wave(&[2, 8, 8, 3], frequency);
+        let at = |step: f64| sum(&(&x + (&direction * step).unwrap()).unwrap());
+        let slope = (at(1e-4) - at(-1e-4)) / 2e-4;
+        let expected = (&gradient * &direction).unwrap().sum_all().unwrap();
+        let expected: f64 = expected.to_scalar().unwrap();
+        assert!(
+            (slope - expected).abs() < 1e-6 * expected.abs(),
+            "{slope} is not {expected}"
+        );
+    }
+
+    let fast = UNet::new(config(), &mut some_values).unwrap();
+    let single = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
+    let got = input_gradient(&fast, &single(&x), &t, &labels, &single(&v));
+    let difference = (got.to_dtype(DType::F64).unwrap() - &gradient).unwrap();
+    let square = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>();
+    let relative = (square(&difference).unwrap() / square(&gradient).unwrap()).sqrt();
+    assert!(relative < 1e-4, "{relative}");
+
+    let tape = Tape::recording(cpu(), Recompute::Nothing);
+    let input = tape.input(&single(&x));
+    let y = fast.forward(Input {
+        x_t: &input,
+        t: &t,
+        labels: Some(&labels),
+        dropout: None,
+    });
+    let all = y.unwrap().backward(&single(&v)).unwrap();
+    assert_eq!(bits(all.of(&input).unwrap()), bits(&got));
+}
+
+#[test]
+fn an_image_has_the_same_gradient_bits_in_any_batch() {
+    let config = UNetConfig {
+        n_classes: 10,
+        ..tiny()
+    };
+    let unet = UNet::new(config, &mut some_values).unwrap();
+    let single = |x: Tensor| x.to_dtype(DType::F32).unwrap();
+    let x = single(wave(&[5, 16, 16, 3], 0.37));
+    let v = single(wave(&[5, 16, 16, 6], 0.59));
+    let (t, labels) = ([0.0, 3.0, 250.0, 700.0, 999.0], [0, 1, 2, 3, 9]);
+    let whole = bits(&input_gradient(&unet, &x, &t, &labels, &v));
+    for batch_size in [1, 2, 3] {
+        let mut joined = vec![];
+        for first in (0..5).step_by(batch_size) {
+            let n = batch_size.min(5 - first);
+            let rows = first..first + n;
+            let [x, v] = [&x, &v].map(|all| all.narrow(0, first, n).unwrap());
+            let part = input_gradient(&unet, &x, &t[rows.clone()], &labels[rows], &v);
+            joined.extend(bits(&part));
+        }
+        assert_eq!(whole, joined, "batch size {batch_size}");
+    }
 }
 
 #[derive(Debug)]

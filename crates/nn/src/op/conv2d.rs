@@ -182,25 +182,29 @@ fn recorded(
     inputs.extend(residual);
     let slots = [x, weight, bias].map(Node::slot);
     let residual = residual.and_then(Node::slot);
-    let (saved, weight) = (x.save(), weight.value().clone());
+    // The image itself, and other constants, need no gradient.
+    let learns = slots[1].is_some() || slots[2].is_some();
+    let saved = learns.then(|| x.save());
+    let weight = weight.value().clone();
     let node = x.tape().record(name, &inputs, value, move |d_y, sums| {
-        let x = saved.get()?;
-        let tensors = [&x, &weight, d_y.tensor()];
-        with_slices(tensors, |[x_values, weight_values, d_y]| {
-            // The image itself, and other constants, need no gradient.
-            if slots[0].is_some() {
-                let d_x = written(x.shape(), |d_x| {
-                    sizes.backward_input(d_y, weight_values, d_x, cpu);
-                })?;
-                sums.add(slots[0], d_x)?;
-            }
+        if slots[0].is_some() {
+            let d_x = with_slices([&weight, d_y.tensor()], |[weight, d_y]| {
+                let shape = (sizes.n, sizes.h, sizes.w, sizes.c_in);
+                written(shape, |d_x| sizes.backward_input(d_y, weight, d_x, cpu))
+            })?;
+            sums.add(slots[0], d_x)?;
+        }
+        if let Some(saved) = saved {
+            let x = saved.get()?;
             let mut d_bias = vec![0.0; sizes.c_out];
-            let d_weight = written(weight.shape(), |d_weight| {
-                sizes.backward_weight(x_values, d_y, d_weight, &mut d_bias, cpu);
+            let d_weight = with_slices([&x, d_y.tensor()], |[x, d_y]| {
+                written(weight.shape(), |d_weight| {
+                    sizes.backward_weight(x, d_y, d_weight, &mut d_bias, cpu);
+                })
             })?;
             sums.add(slots[1], d_weight)?;
-            sums.add(slots[2], Tensor::from_vec(d_bias, sizes.c_out, x.device())?)
-        })?;
+            sums.add(slots[2], Tensor::from_vec(d_bias, sizes.c_out, x.device())?)?;
+        }
         sums.pass(residual, d_y)
     });
     Ok(node)
