@@ -1,8 +1,8 @@
 //! What samplers need of a model: its guess of the clean image.
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 
-use crate::{NoiseSchedule, Prediction, Result, Time, Variance};
+use crate::{Error, NoiseSchedule, Prediction, Result, Time, Variance, per_image};
 
 /// A denoiser's view of noised images.
 #[derive(Debug, Clone)]
@@ -47,6 +47,79 @@ where
 {
     fn denoise(&self, x_t: &Tensor, t: &[f64]) -> Result<Denoised> {
         self(x_t, t)
+    }
+}
+
+/// A denoiser that also says how its guess moves with what it sees.
+pub trait DifferentiableDenoiser: Denoiser {
+    /// The guess, and its vector-Jacobian product `v^T dx0_hat / dx_t`, from one pass.
+    ///
+    /// The product of an image is that with the Jacobian of its own guess: images do not see each other.
+    ///
+    /// # Shapes and units
+    /// - `x_t`, `t`: as for [`Denoiser::denoise`]
+    /// - `v` and the product: like `x_t`
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `v` is not shaped like `x_t`, and as for [`Denoiser::denoise`].
+    fn denoise_with_vjp(&self, x_t: &Tensor, t: &[f64], v: &Tensor) -> Result<(Denoised, Tensor)>;
+}
+
+/// A denoiser made of candle's operations alone, which candle differentiates.
+///
+/// Whatever the closure detaches, or computes outside of candle's graph, counts as constant.
+///
+/// # Example
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// # use p2_diffusion::{CandleGraph, Denoised, DifferentiableDenoiser, Result};
+/// // Believes one half of what it sees.
+/// let half = CandleGraph(|x_t: &Tensor, _t: &[f64]| -> Result<Denoised> {
+///     Ok(Denoised { x0_hat: x_t.affine(0.5, 0.0)?, variance_mix: None })
+/// });
+/// let ones = Tensor::ones((1, 2), DType::F64, &Device::Cpu)?;
+/// let (_, product) = half.denoise_with_vjp(&ones, &[500.0], &ones)?;
+/// assert_eq!(product.to_vec2::<f64>()?, [[0.5, 0.5]]);
+/// # Ok::<(), p2_diffusion::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct CandleGraph<F>(
+    /// The guess of `x_t` at times `t`.
+    pub F,
+);
+
+impl<F> Denoiser for CandleGraph<F>
+where
+    F: Fn(&Tensor, &[f64]) -> Result<Denoised>,
+{
+    fn denoise(&self, x_t: &Tensor, t: &[f64]) -> Result<Denoised> {
+        self.0(x_t, t)
+    }
+}
+
+impl<F> DifferentiableDenoiser for CandleGraph<F>
+where
+    F: Fn(&Tensor, &[f64]) -> Result<Denoised>,
+{
+    fn denoise_with_vjp(&self, x_t: &Tensor, t: &[f64], v: &Tensor) -> Result<(Denoised, Tensor)> {
+        per_image::check_shape("v", v, x_t)?;
+        let x_t = Var::from_tensor(&x_t.detach())?;
+        let denoised = self.0(&x_t, t)?;
+        per_image::check_shape("x0_hat", &denoised.x0_hat, &x_t)?;
+        let gradients = (&denoised.x0_hat * v)?.sum_all()?.backward()?;
+        let product = gradients.get(&x_t).ok_or(Error::NoDerivative)?;
+        Ok((denoised.detach(), product.clone()))
+    }
+}
+
+impl Denoised {
+    /// The same, cut from the graph of the network: uncut, a run would keep the activations of all its steps.
+    #[must_use]
+    pub fn detach(&self) -> Self {
+        Self {
+            x0_hat: self.x0_hat.detach(),
+            variance_mix: self.variance_mix.as_ref().map(Tensor::detach),
+        }
     }
 }
 

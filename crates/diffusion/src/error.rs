@@ -48,10 +48,12 @@ pub enum Error {
         reason: String,
     },
 
-    /// An adaptive sampler that came to no end.
-    #[error("the probability flow needs more than {n_steps} steps: ask for less exactness")]
+    /// An adaptive solver that came to no end.
+    #[error(
+        "the probability flow has no end after {n_steps} steps: less exactness may help, if guesses are finite"
+    )]
     NotFollowed {
-        /// Steps taken.
+        /// Steps tried.
         n_steps: usize,
     },
 
@@ -145,6 +147,9 @@ pub enum Error {
     /// A reverse process with learned variance met a denoiser without one.
     #[error("variance is learned-range, but the denoiser returned no variance_mix")]
     MissingVarianceMix,
+    /// A guess that does not depend on what was seen, as far as candle's graph knows.
+    #[error("the guess does not depend on x_t in candle's graph: its derivative is not known")]
+    NoDerivative,
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

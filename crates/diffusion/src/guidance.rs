@@ -11,7 +11,7 @@ pub use classifier::{
 };
 
 use crate::per_image::{self, Term};
-use crate::{Denoised, Denoiser, NoiseSchedule, Result};
+use crate::{Denoised, Denoiser, DifferentiableDenoiser, NoiseSchedule, Result};
 
 /// A denoiser that goes on from a bad guess through a good one: `bad + scale (good - bad)`.
 ///
@@ -63,9 +63,9 @@ impl<G: Denoiser, B: Denoiser> Guided<G, B> {
     }
 }
 
-impl<G: Denoiser, B: Denoiser> Denoiser for Guided<G, B> {
-    fn denoise(&self, x_t: &Tensor, t: &[f64]) -> Result<Denoised> {
-        let good = self.good.denoise(x_t, t)?;
+impl<G, B> Guided<G, B> {
+    /// The scale of each image; `None` if the good guess stands alone for all.
+    fn scales(&self, t: &[f64]) -> Result<Option<Vec<f64>>> {
         let alpha_bars = self.schedule.alpha_bars(t, t.len())?;
         let scales: Vec<f64> = alpha_bars
             .iter()
@@ -75,21 +75,51 @@ impl<G: Denoiser, B: Denoiser> Denoiser for Guided<G, B> {
                 if is_inside { self.scale } else { 1.0 }
             })
             .collect();
-        if scales.iter().all(|&scale| scale == 1.0) {
+        let is_alone = scales.iter().all(|&scale| scale == 1.0);
+        Ok((!is_alone).then_some(scales))
+    }
+}
+
+/// `bad + scale (good - bad)`.
+fn go_on(good: &Tensor, bad: &Tensor, scales: &[f64]) -> Result<Tensor> {
+    per_image::check_shape("x0_hat", bad, good)?;
+    per_image::sum(
+        Term {
+            tensor: good,
+            factor: scales.to_vec(),
+        },
+        Term {
+            tensor: bad,
+            factor: scales.iter().map(|scale| 1.0 - scale).collect(),
+        },
+    )
+}
+
+impl<G: Denoiser, B: Denoiser> Denoiser for Guided<G, B> {
+    fn denoise(&self, x_t: &Tensor, t: &[f64]) -> Result<Denoised> {
+        let good = self.good.denoise(x_t, t)?;
+        let Some(scales) = self.scales(t)? else {
             return Ok(good);
-        }
+        };
         let bad = self.bad.denoise(x_t, t)?;
-        per_image::check_shape("x0_hat", &bad.x0_hat, &good.x0_hat)?;
-        let x0_hat = per_image::sum(
-            Term {
-                tensor: &good.x0_hat,
-                factor: scales.clone(),
-            },
-            Term {
-                tensor: &bad.x0_hat,
-                factor: scales.into_iter().map(|scale| 1.0 - scale).collect(),
-            },
-        )?;
+        let x0_hat = go_on(&good.x0_hat, &bad.x0_hat, &scales)?;
         Ok(Denoised { x0_hat, ..good })
+    }
+}
+
+impl<G, B> DifferentiableDenoiser for Guided<G, B>
+where
+    G: DifferentiableDenoiser,
+    B: DifferentiableDenoiser,
+{
+    fn denoise_with_vjp(&self, x_t: &Tensor, t: &[f64], v: &Tensor) -> Result<(Denoised, Tensor)> {
+        let (good, good_product) = self.good.denoise_with_vjp(x_t, t, v)?;
+        let Some(scales) = self.scales(t)? else {
+            return Ok((good, good_product));
+        };
+        let (bad, bad_product) = self.bad.denoise_with_vjp(x_t, t, v)?;
+        let x0_hat = go_on(&good.x0_hat, &bad.x0_hat, &scales)?;
+        let product = go_on(&good_product, &bad_product, &scales)?;
+        Ok((Denoised { x0_hat, ..good }, product))
     }
 }

@@ -12,6 +12,7 @@ mod flow;
 mod forward;
 mod guidance;
 mod level;
+mod log_density;
 mod loss;
 mod per_image;
 mod prediction;
@@ -23,7 +24,7 @@ mod variational;
 mod weighting;
 
 pub use bound::{bound_terms, prior_bpd};
-pub use denoiser::{Denoised, Denoiser, NetworkOutput};
+pub use denoiser::{CandleGraph, Denoised, Denoiser, DifferentiableDenoiser, NetworkOutput};
 pub use density::{Density, LossHistory, TimestepDensity};
 pub use effective::EffectiveObjective;
 pub use error::{Error, Result};
@@ -33,6 +34,7 @@ pub use guidance::{
     ClassGradient, ClassifierGuided, Guided, MeanGuidance, condition_mean, condition_score,
 };
 pub use level::NoiseLevel;
+pub use log_density::{LogDensities, log_densities};
 pub use loss::{LossTerms, Objective};
 pub use prediction::{Prediction, Variance};
 pub use respacing::{Levels, space_timesteps};

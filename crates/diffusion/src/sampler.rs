@@ -6,8 +6,9 @@
 //! for the i-th noise of the run, counted from 0. A closure `on_step` sees each step and may end the run with an error.
 
 mod ancestral;
-mod course;
+pub(crate) mod course;
 mod ddim;
+pub(crate) mod dormand_prince;
 mod dpm_solver;
 mod edm;
 mod euler_ancestral;
@@ -24,6 +25,7 @@ pub(crate) use ancestral::posterior_mean;
 pub use ancestral::{AncestralOptions, ReverseStep, ancestral, ancestral_guided, p_mean_variance};
 pub use course::Course;
 pub use ddim::{DdimOptions, DdimStep, ddim, ddim_reverse_step, ddim_step};
+pub use dormand_prince::Tolerance;
 pub use dpm_solver::{DpmOptions, SinglestepOptions, dpm_multistep, dpm_singlestep};
 pub use edm::{Churn, EdmOptions, Order, edm};
 pub use euler_ancestral::{EulerAncestralOptions, euler_ancestral};
@@ -64,15 +66,10 @@ pub struct StepReport<'a> {
 }
 
 /// The guesses of a denoiser at one level for all images, cut from the graph of the network.
-///
-/// Uncut, a run would keep the activations of all its steps.
 fn denoise_at<D: Denoiser + ?Sized>(denoiser: &D, x_t: &Tensor, t: u32) -> Result<Denoised> {
     let n_images = x_t.dims().first().copied().unwrap_or(0);
     let denoised = denoiser.denoise(x_t, &vec![f64::from(t); n_images])?;
-    Ok(Denoised {
-        x0_hat: denoised.x0_hat.detach(),
-        variance_mix: denoised.variance_mix.map(|mix| mix.detach()),
-    })
+    Ok(denoised.detach())
 }
 
 /// Refuses guesses and indices that do not fit the images.

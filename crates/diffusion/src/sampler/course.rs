@@ -201,12 +201,12 @@ impl<'a, D: Denoiser + ?Sized> Descent<'a, D> {
 }
 
 /// `x_t` per `x`, the root of `alpha_bar`.
-pub(super) fn shrink(sigma: f64) -> f64 {
+pub(crate) fn shrink(sigma: f64) -> f64 {
     1.0 / (1.0 + sigma * sigma).sqrt()
 }
 
 /// The sum of tensors, each times a number.
-pub(super) fn combine(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
+pub(crate) fn combine(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
     let [(factor, first), rest @ ..] = terms else {
         return Err(candle_core::Error::Msg("a sum needs a term".into()).into());
     };

@@ -7,6 +7,7 @@ mod family; // weightings in every unit, and what they minimize
 mod goldens; // numbers printed by the reference code
 mod gradients; // finite differences, the chain rule, cut gradients
 mod independence; // bits do not depend on the batch
+mod likelihoods; // densities under the probability flow, derivatives of guesses
 mod mistakes; // of other trainers, which are not made
 mod numbers; // numbers of the paper's schedules and weights
 mod samplers; // closed forms on Gaussian data

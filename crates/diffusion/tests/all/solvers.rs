@@ -5,7 +5,8 @@ use std::cell::Cell;
 use candle_core::{DType, Tensor};
 use p2_diffusion::sampler::{
     Churn, Clip, CorrectorOptions, Course, DdimOptions, DpmOptions, EdmOptions,
-    EulerAncestralOptions, FlowOptions, Order, Sde, SinglestepOptions, StepReport, UniPcOptions,
+    EulerAncestralOptions, FlowOptions, Order, Sde, SinglestepOptions, StepReport, Tolerance,
+    UniPcOptions,
 };
 use p2_diffusion::{Denoised, Denoiser, Error, Levels, NoiseSchedule, Result, sampler};
 
@@ -126,8 +127,7 @@ fn plms() -> Run {
 fn flow(tolerance: f64) -> Run {
     let options = FlowOptions {
         clip: Clip::Off,
-        relative: tolerance,
-        absolute: tolerance,
+        tolerance: Tolerance::of(tolerance),
     };
     Box::new(move |best, x, course, _| {
         sampler::probability_flow(best, x, course, options, &mut quiet)

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use p2_diffusion::sampler::{
     self, AncestralOptions, Churn, Clip, CorrectorOptions, Course, DdimOptions, DpmOptions,
     EdmOptions, EulerAncestralOptions, FlowOptions, Order, Sde, SinglestepOptions, StepReport,
-    UniPcOptions,
+    Tolerance, UniPcOptions,
 };
 use p2_diffusion::{Denoiser, Levels, NoiseSchedule, Result};
 
@@ -23,8 +23,10 @@ const RHO: f64 = 7.0;
 /// Errors that the probability flow allows, by Song et al. 2021, arXiv 2011.13456.
 const FLOW: FlowOptions = FlowOptions {
     clip: Clip::Off,
-    relative: 1e-5,
-    absolute: 1e-5,
+    tolerance: Tolerance {
+        relative: 1e-5,
+        absolute: 1e-5,
+    },
 };
 const UNIPC: UniPcOptions = UniPcOptions {
     clip: Clip::Off,
