@@ -40,7 +40,7 @@ fn sample(model: &Path, picture: &Path, cpu: Cpu) -> anyhow::Result<()> {
     let settings = &loaded.run.sample;
     let options = SampleOptions::of(settings);
     let condition = Condition {
-        labels: &labels(&loaded.model, 0..N_IMAGES, None), // all classes in turn
+        labels: &labels(loaded.model.n_classes(), 0..N_IMAGES, None), // all classes in turn
         low_res: None,
     };
     let drawn = draw(&loaded.model, 0..N_IMAGES, condition, &options, || Ok(()))?;

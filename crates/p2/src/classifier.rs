@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use candle_core::Tensor;
 use p2_diffusion::{ClassGradient, Error, NoiseSchedule};
 use p2_nn::classifier::Pool;
-use p2_nn::{Classifier as Network, Cpu, Init, Node, Params, Recompute, Tape};
+use p2_nn::{Classifier as Network, Cpu, Init, Node, Params, Tape};
 
 pub(crate) use loss::{cross_entropy, ranks};
 
@@ -129,7 +129,7 @@ impl Classifier {
 
     /// The gradient of `log p(label given x_t)` with respect to `x_t`.
     fn gradient_at(&self, x_t: &Tensor, t: &[f64], labels: &[u32]) -> anyhow::Result<Tensor> {
-        let tape = Tape::recording(self.cpu, Recompute::Nothing);
+        let tape = Tape::recording_inputs(self.cpu);
         let input = tape.input(x_t);
         let scores = self.record(&input, t)?;
         let leaf = scores.leaf()?;

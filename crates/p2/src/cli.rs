@@ -12,6 +12,7 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 
 use crate::config::section::{Sampler, Spacing};
 use crate::print::{ColorChoice, Verbosity};
+use crate::sample::ClassifierForm;
 use crate::signal::Signal;
 
 pub use convert::ConvertArgs;
@@ -170,6 +171,21 @@ pub struct SampleArgs {
     /// Guide away from the guess of another model, such as a smaller one
     #[arg(long, value_name = "MODEL")]
     pub guide: Option<PathBuf>,
+    /// Guide along the gradient of a classifier, as p2 train-classifier makes them
+    #[arg(long, value_name = "CLASSIFIER")]
+    pub classifier: Option<PathBuf>,
+    /// How far the classifier guides
+    #[arg(
+        long,
+        value_name = "SCALE",
+        default_value_t = 1.0,
+        requires = "classifier",
+        allow_negative_numbers = true
+    )]
+    pub classifier_scale: f64,
+    /// What the classifier's gradient moves [default: mean for ancestral, else score]
+    #[arg(long, value_name = "FORM", requires = "classifier")]
+    pub classifier_form: Option<ClassifierForm>,
     /// Images computed at once; changes no result [default: 16]
     #[arg(long, value_name = "IMAGES")]
     pub batch_size: Option<std::num::NonZeroUsize>,

@@ -8,10 +8,11 @@ use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use p2_diffusion::sampler::StepReport;
-use p2_diffusion::{Denoised, Denoiser, Guided};
+use p2_diffusion::sampler::{Clip, StepReport};
+use p2_diffusion::{ClassifierGuided, Denoised, Denoiser, Guided, MeanGuidance};
 
 use crate::checkpoint::{self, NamedTensor, TensorFile};
+use crate::classifier::Classifier;
 use crate::config::section::{self, Sampler, Spacing};
 use crate::model::{Condition, Model};
 use crate::rng::{Draws, Stream};
@@ -33,6 +34,30 @@ pub struct SampleOptions<'a> {
     pub seed: u64,
     /// Away from a worse guess.
     pub guidance: Guidance<'a>,
+    /// Along a classifier's gradient.
+    pub classifier: Option<ClassifierGuidance<'a>>,
+}
+
+/// How samples are pushed along the gradient of a classifier.
+#[derive(Debug, Clone, Copy)]
+pub struct ClassifierGuidance<'a> {
+    /// The classifier; the classes are those of the images.
+    pub classifier: &'a Classifier,
+    /// How far.
+    pub scale: f64,
+    /// What is moved.
+    pub form: ClassifierForm,
+}
+
+/// What a classifier's gradient moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ClassifierForm {
+    /// The guess of the noise, for any sampler.
+    Score,
+    /// The mean of an ancestral step, by the gradient at the images, as the reference code does.
+    Mean,
+    /// The mean of an ancestral step, by the gradient at that mean, as it is derived.
+    Exact,
 }
 
 /// How samples are pushed away from a worse guess.
@@ -67,6 +92,7 @@ impl SampleOptions<'_> {
             eta: sample.eta,
             seed: sample.seed,
             guidance: Guidance::of_scale(sample.guidance),
+            classifier: None,
         }
     }
 }
@@ -111,6 +137,22 @@ pub fn draw(
             low_res: low_res.as_ref(),
         };
         let denoiser = guided(model, condition, options, &count)?;
+        let (denoiser, clip) = match options.classifier {
+            Some(guide) if guide.form == ClassifierForm::Score => {
+                let clip = run::clip(options.sampler);
+                (
+                    by_score(denoiser, (guide, condition.labels), model, clip),
+                    Clip::Off,
+                )
+            }
+            _ => (denoiser, run::clip(options.sampler)),
+        };
+        let mean = options.classifier.map(|guide| MeanGuidance {
+            gradient: guide.classifier.gradient(condition.labels),
+            scale: guide.scale,
+            at_mean: guide.form == ClassifierForm::Exact,
+        });
+        let by_mean = |guide: ClassifierGuidance<'_>| guide.form != ClassifierForm::Score;
         let mut report = |_: StepReport<'_>| {
             on_step().map_err(|error| p2_diffusion::Error::Caller(error.into()))
         };
@@ -123,6 +165,8 @@ pub fn draw(
         let run = Run {
             model,
             denoiser: denoiser.as_ref(),
+            clip,
+            mean: mean.filter(|_| options.classifier.is_some_and(by_mean)),
             options,
             noise: &mut |i| noise(i as u64 + 1),
             report: &mut report,
@@ -160,6 +204,22 @@ fn guided<'a>(
     Ok(Box::new(guided.within(most..=least)))
 }
 
+/// A denoiser that is moved by a classifier, after its guesses were clipped.
+fn by_score<'a>(
+    denoiser: Box<dyn Denoiser + 'a>,
+    (guide, labels): (ClassifierGuidance<'a>, &'a [u32]),
+    model: &Model,
+    clip: Clip,
+) -> Box<dyn Denoiser + 'a> {
+    Box::new(ClassifierGuided {
+        denoiser: move |x_t: &Tensor, t: &[f64]| denoiser.denoise(x_t, t),
+        gradient: guide.classifier.gradient(labels),
+        scale: guide.scale,
+        clip,
+        schedule: model.schedule().clone(),
+    })
+}
+
 /// A model's guesses for images of these classes, counted.
 fn counted<'a>(
     model: &'a Model,
@@ -191,8 +251,8 @@ fn noise(images: Range<u64>, size: usize, seed: u64, lane: u64) -> p2_diffusion:
 }
 
 /// The classes of images: the one asked for, or all in turn.
-pub fn labels(model: &Model, images: Range<u64>, class: Option<u32>) -> Vec<u32> {
-    let n_classes = model.n_classes().max(1) as u64;
+pub fn labels(n_classes: usize, images: Range<u64>, class: Option<u32>) -> Vec<u32> {
+    let n_classes = n_classes.max(1) as u64;
     images
         .map(|image| class.unwrap_or((image % n_classes) as u32))
         .collect()

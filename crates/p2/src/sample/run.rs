@@ -6,7 +6,7 @@ use p2_diffusion::sampler::{
     EdmOptions, EulerAncestralOptions, FlowOptions, Order, Sde, SinglestepOptions, StepReport,
     Tolerance, UniPcOptions,
 };
-use p2_diffusion::{Denoiser, Levels, NoiseSchedule, Result};
+use p2_diffusion::{ClassGradient, Denoiser, Levels, MeanGuidance, NoiseSchedule, Result};
 
 use super::SampleOptions;
 use crate::config::section::{Sampler, Spacing};
@@ -37,78 +37,96 @@ const LANGEVIN_SNR: f64 = 0.16;
 
 /// Samplers of first order clip guesses to the range of pixels. Others draw conclusions from how guesses change, and a
 /// clipped one changes by jumps.
-const CLIP: Clip = Clip::Pixels;
+pub(super) fn clip(sampler: Sampler) -> Clip {
+    match sampler {
+        Sampler::Ancestral
+        | Sampler::Ddim
+        | Sampler::Euler
+        | Sampler::EulerAncestral
+        | Sampler::PcVp
+        | Sampler::PcVe => Clip::Pixels,
+        _ => Clip::Off,
+    }
+}
 
 /// A sampler about to run.
-pub(super) struct Run<'a, D: ?Sized> {
+pub(super) struct Run<'a, D: ?Sized, G> {
     pub(super) model: &'a Model,
     pub(super) denoiser: &'a D,
+    /// What becomes of its guesses.
+    pub(super) clip: Clip,
+    /// For ancestral sampling: a classifier that moves the mean of each step.
+    pub(super) mean: Option<MeanGuidance<G>>,
     pub(super) options: &'a SampleOptions<'a>,
     /// The noise of a step.
     pub(super) noise: &'a mut dyn FnMut(usize) -> Result<Tensor>,
     pub(super) report: &'a mut dyn FnMut(StepReport<'_>) -> Result<()>,
 }
 
-impl<D: Denoiser + ?Sized> Run<'_, D> {
+impl<D: Denoiser + ?Sized, G: ClassGradient> Run<'_, D, G> {
     /// Draws images from noise, `[N, H, W, 3]` to the same.
     pub(super) fn from(self, x_t: Tensor) -> Result<Tensor> {
-        let (which, eta) = (self.options.sampler, self.options.eta);
+        let (which, eta, clip) = (self.options.sampler, self.options.eta, self.clip);
         let (denoiser, noise, report) = (self.denoiser, self.noise, self.report);
         let training = self.model.schedule();
         let levels = || levels(training, self.options);
         let course = || course(training, self.options);
         match which {
             Sampler::Ancestral => {
-                let (clip, variance) = (CLIP, self.model.variance());
-                let options = AncestralOptions { clip, variance };
-                sampler::ancestral(denoiser, x_t, &levels()?, options, noise, report)
+                let variance = self.model.variance();
+                let (options, levels) = (AncestralOptions { clip, variance }, levels()?);
+                match &self.mean {
+                    None => sampler::ancestral(denoiser, x_t, &levels, options, noise, report),
+                    Some(mean) => {
+                        let guided = (denoiser, mean);
+                        sampler::ancestral_guided(guided, x_t, &levels, options, noise, report)
+                    }
+                }
             }
             Sampler::Ddim => {
-                let options = DdimOptions { clip: CLIP, eta };
+                let options = DdimOptions { clip, eta };
                 sampler::ddim(denoiser, x_t, &levels()?, options, noise, report)
             }
             Sampler::Euler | Sampler::Heun | Sampler::HeunChurn => {
-                let options = edm(which);
+                let options = edm(which, clip);
                 sampler::edm(denoiser, &x_t, &course()?, options, noise, report)
             }
             Sampler::EulerAncestral => {
-                let options = EulerAncestralOptions { clip: CLIP, eta };
+                let options = EulerAncestralOptions { clip, eta };
                 sampler::euler_ancestral(denoiser, &x_t, &course()?, options, noise, report)
             }
             Sampler::Dpm2m | Sampler::Dpm3m => {
                 let order = if which == Sampler::Dpm2m { 2 } else { 3 };
-                let clip = Clip::Off;
                 let options = DpmOptions { clip, order, eta };
                 sampler::dpm_multistep(denoiser, &x_t, &course()?, options, noise, report)
             }
             Sampler::Dpm2s => {
-                let clip = Clip::Off;
                 let options = SinglestepOptions { clip, eta };
                 sampler::dpm_singlestep(denoiser, &x_t, &course()?, options, noise, report)
             }
             Sampler::UniPc => sampler::unipc(denoiser, &x_t, &course()?, UNIPC, report),
-            Sampler::Plms => sampler::plms(denoiser, &x_t, &course()?, Clip::Off, report),
+            Sampler::Plms => sampler::plms(denoiser, &x_t, &course()?, clip, report),
             Sampler::Flow => sampler::probability_flow(denoiser, &x_t, &course()?, FLOW, report),
             Sampler::PcVp | Sampler::PcVe => {
-                let options = corrector(which);
+                let options = corrector(which, clip);
                 sampler::predictor_corrector(denoiser, &x_t, &course()?, options, noise, report)
             }
         }
     }
 }
 
-fn edm(which: Sampler) -> EdmOptions {
-    let (clip, order, churn) = match which {
-        Sampler::Euler => (CLIP, Order::First, Churn::NONE),
-        Sampler::HeunChurn => (Clip::Off, Order::Second, CHURN),
-        _ => (Clip::Off, Order::Second, Churn::NONE),
+fn edm(which: Sampler, clip: Clip) -> EdmOptions {
+    let (order, churn) = match which {
+        Sampler::Euler => (Order::First, Churn::NONE),
+        Sampler::HeunChurn => (Order::Second, CHURN),
+        _ => (Order::Second, Churn::NONE),
     };
     EdmOptions { clip, order, churn }
 }
 
-fn corrector(which: Sampler) -> CorrectorOptions {
+fn corrector(which: Sampler, clip: Clip) -> CorrectorOptions {
     CorrectorOptions {
-        clip: CLIP,
+        clip,
         sde: match which {
             Sampler::PcVe => Sde::Ve,
             _ => Sde::Vp,

@@ -63,7 +63,7 @@ impl Observer<'_> {
     /// none.
     fn grid_condition(&self, images: Range<u64>) -> anyhow::Result<(Vec<u32>, Option<Tensor>)> {
         if self.averaged.low_res_size().is_none() {
-            return Ok((labels(&self.averaged, images, None), None));
+            return Ok((labels(self.averaged.n_classes(), images, None), None));
         }
         let n_images = |split| self.dataset.n_images(split);
         let split = match n_images(Split::HeldOut) {

@@ -3,8 +3,11 @@
 use std::fs;
 use std::process::{Command, Output};
 
+use candle_core::{Device, Tensor};
 use p2::checkpoint::StoredTensors;
+use p2::classifier::file;
 use p2::fault;
+use p2_nn::{Cpu, Threads};
 use serde_json::Value;
 
 use super::program::p2;
@@ -161,4 +164,154 @@ fn what_cannot_be_told_apart_is_refused() {
     let file = project.checkpoints("run").join("images-0000000012");
     let stored = StoredTensors::open(&file.join("classifier.safetensors")).unwrap();
     assert!(stored.shape("out.2.positional_embedding") == Some(&[64, 17][..]));
+}
+
+/// A model that knows no classes and a classifier of the same noise; both have learnt a little.
+fn with_model_and_classifier() -> Project {
+    let project = with_configuration();
+    let unconditional = [
+        "--set",
+        "model.n_classes=0",
+        "--set",
+        "model.label_dropout=0",
+    ];
+    project.finish("model", &unconditional);
+    finish(&project, "classifier", &["--set", "data.crop=center"]);
+    project
+}
+
+/// Unrounded pixels.
+#[track_caller]
+fn draw(project: &Project, more: &[&str]) -> Vec<f32> {
+    let common = [
+        "sample",
+        "model",
+        "--out",
+        "drawn",
+        "--raw",
+        "raw.safetensors",
+    ];
+    let arguments = [&common[..], &["--n-images", "6", "--steps", "20"], more].concat();
+    let output = p2(project.path(), &arguments).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let raw = StoredTensors::open(&project.path().join("raw.safetensors")).unwrap();
+    raw.values("images").unwrap()
+}
+
+/// Mean score of class 1 over class 0, at the cleanest level.
+fn preference(project: &Project, pixels: Vec<f32>) -> f32 {
+    let cpu = Cpu::best(Threads::new(1));
+    let loaded = file::load(&project.path().join("classifier"), cpu).unwrap();
+    let images = Tensor::from_vec(pixels, (6, 8, 8, 3), &Device::Cpu).unwrap();
+    let scores = loaded.classifier.scores(&images, &[0.0; 6]).unwrap();
+    let scores = scores.to_vec2::<f32>().unwrap();
+    scores
+        .iter()
+        .map(|scores| scores[1] - scores[0])
+        .sum::<f32>()
+        / 6.0
+}
+
+#[test]
+fn a_classifier_leads_samples_to_its_class() {
+    let project = with_model_and_classifier();
+    for (sampler, form) in [
+        ("ddim", "score"),
+        ("heun", "score"),
+        ("ancestral", "mean"),
+        ("ancestral", "exact"),
+        ("ancestral", "score"),
+    ] {
+        let how = ["--sampler", sampler];
+        let with = |class: &str, scale: &str| {
+            let guided = ["--classifier", "classifier", "--classifier-form", form];
+            let more = ["--class", class, "--classifier-scale", scale];
+            draw(&project, &[&how[..], &guided, &more].concat())
+        };
+        let alone = draw(&project, &how);
+        let unmoved = with("0", "0");
+        assert!(alone == unmoved, "{sampler}, {form}: a scale of 0 guides");
+        let (first, second) = (with("0", "10"), with("1", "10"));
+        let [first, alone, second] = [first, alone, second].map(|x| preference(&project, x));
+        assert!(
+            first < alone && alone < second,
+            "{sampler}, {form}: {first} {alone} {second}"
+        );
+    }
+}
+
+#[test]
+fn guided_images_depend_on_their_number_alone() {
+    let project = with_model_and_classifier();
+    let guided = ["--classifier", "classifier", "--classifier-scale", "3"];
+    for sampler in ["ancestral", "dpm-2m", "flow"] {
+        let how = [&guided[..], &["--sampler", sampler]].concat();
+        let expected = draw(&project, &how);
+        for more in [
+            ["--batch-size", "1"],
+            ["--batch-size", "4"],
+            ["--threads", "1"],
+        ] {
+            assert!(
+                draw(&project, &[&how[..], &more].concat()) == expected,
+                "{more:?}"
+            );
+        }
+    }
+    // Without --class all classes come in turn, and the evaluator is told which.
+    draw(&project, &[&guided[..], &["--npz", "all.npz"]].concat());
+    let bytes = fs::read(project.path().join("all.npz")).unwrap();
+    assert!(bytes.windows(9).any(|name| name == b"arr_1.npy"));
+}
+
+#[test]
+fn a_classifier_of_other_images_or_other_noise_guides_nothing() {
+    let project = with_model_and_classifier();
+    let says = |more: &[&str], expected: &str| {
+        let common = ["sample", "model", "--n-images", "1", "--out", "drawn"];
+        let output = p2(project.path(), &[&common[..], more].concat()).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let said = stderr(&output);
+        assert!(said.contains(expected), "{said}");
+    };
+    let made = |out: &str, set: &[&str]| {
+        let mut more = vec!["--max-images", "6"];
+        more.extend(set.iter().flat_map(|set| ["--set", set]));
+        finish(&project, out, &more);
+    };
+    made(
+        "small",
+        &["data.image_size=4", "model.attention_resolutions=[2]"],
+    );
+    made("cosine", &["diffusion.schedule=cosine"]);
+    made("clean", &["diffusion.noised=false"]);
+    says(
+        &["--classifier", "small"],
+        "4x4 pixels, which no model draws",
+    );
+    says(&["--classifier", "cosine"], "different noise schedules");
+    says(&["--classifier", "clean"], "trained on clean images");
+    says(
+        &["--classifier", "model"],
+        "there is no classifier at model",
+    );
+    says(
+        &["--classifier", "nowhere"],
+        "there is no classifier at nowhere",
+    );
+    says(
+        &["--classifier", "classifier", "--class", "2"],
+        "class 2 of a model with 2",
+    );
+    let mean = ["--classifier", "classifier", "--classifier-form", "mean"];
+    says(
+        &[&mean[..], &["--sampler", "ddim"]].concat(),
+        "has no mean to be moved",
+    );
+    says(&["--classifier-scale", "2"], "--classifier");
+    let negative = ["--classifier", "classifier", "--classifier-scale", "-1"];
+    says(&negative, "--classifier-scale is -1");
+    let weights = "model/checkpoints/images-0000000120/model.safetensors";
+    says(&["--classifier", weights], "none of a classifier");
 }

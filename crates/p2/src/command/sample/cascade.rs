@@ -6,7 +6,8 @@ use std::path::Path;
 use candle_core::Tensor;
 use p2_nn::Cpu;
 
-use super::options::{guidance, options};
+use super::options::{classifier_guidance, guidance, options};
+use crate::classifier::{self, Classifier};
 use crate::cli::SampleArgs;
 use crate::config::section::{Crop, Data, GroupBy, SkinTones};
 use crate::data::{Dataset, Split};
@@ -20,6 +21,7 @@ use crate::sample::{SampleOptions, draw, labels};
 pub(super) struct Networks {
     stages: Vec<Loaded>,
     guide: Option<Loaded>,
+    classifier: Option<classifier::file::Loaded>,
     /// Images that the first network enlarges, if it is no cascade that draws them.
     small: Option<Dataset>,
 }
@@ -30,6 +32,8 @@ pub(super) struct Cascade<'a> {
     stages: Vec<(&'a Model, SampleOptions<'a>)>,
     small: Option<&'a Dataset>,
     class: Option<u32>,
+    /// Of those who know any; else 0.
+    n_classes: usize,
 }
 
 /// What was drawn.
@@ -54,8 +58,15 @@ impl Networks {
             printer.warn(skipped);
         }
         let guide = arguments.guide.as_ref().map(load).transpose()?;
+        let classifier = arguments.classifier.as_ref();
+        let classifier = classifier.map(|path| classifier::file::load(path, cpu));
+        let classifier = classifier.transpose()?;
         check_sizes(&stages, arguments)?;
-        check_classes(&stages, arguments.class)?;
+        let known = classifier.as_ref().map(|loaded| &loaded.classifier);
+        check_classes(&n_classes(&stages, known), arguments.class)?;
+        if let Some(classifier) = known {
+            check_classifier(classifier, &stages)?;
+        }
         let small = match (&arguments.low_res, stages.first()) {
             (Some(path), Some(first)) => Some(small_images(path, &first.model)?),
             _ => None,
@@ -63,6 +74,7 @@ impl Networks {
         Ok(Self {
             stages,
             guide,
+            classifier,
             small,
         })
     }
@@ -75,9 +87,15 @@ impl Networks {
     pub(super) fn cascade(&self, arguments: &SampleArgs) -> anyhow::Result<Cascade<'_>> {
         let guide = self.guide.as_ref().map(|loaded| &loaded.model);
         let stages = self.stages.iter().map(|loaded| {
+            let options = options(arguments, &loaded.run)?;
+            let classifier = self.classifier();
+            let classifier = classifier.filter(|classifier| guides(classifier, &loaded.model));
+            let classifier =
+                classifier.map(|found| classifier_guidance(arguments, found, options.sampler));
             let options = SampleOptions {
                 guidance: guidance(arguments, loaded, guide)?,
-                ..options(arguments, &loaded.run)?
+                classifier: classifier.transpose()?,
+                ..options
             };
             Ok((&loaded.model, options))
         });
@@ -85,7 +103,15 @@ impl Networks {
             stages: stages.collect::<anyhow::Result<_>>()?,
             small: self.small.as_ref(),
             class: arguments.class,
+            n_classes: n_classes(&self.stages, self.classifier())
+                .into_iter()
+                .max()
+                .unwrap_or(0),
         })
+    }
+
+    fn classifier(&self) -> Option<&Classifier> {
+        self.classifier.as_ref().map(|loaded| &loaded.classifier)
     }
 }
 
@@ -114,19 +140,15 @@ impl Cascade<'_> {
 
     /// What the first network enlarges, if it does, and the classes of all.
     fn given(&self, images: Range<u64>) -> anyhow::Result<(Option<Tensor>, Vec<u32>)> {
-        let named = self.stages.iter().find(|(model, _)| model.n_classes() > 0);
-        let labels = |images: Range<u64>| match (named, self.stages.first()) {
-            (Some((model, _)), _) | (None, Some((model, _))) => labels(model, images, self.class),
-            (None, None) => Vec::new(),
-        };
+        let labels = labels(self.n_classes, images.clone(), self.class);
         let Some(small) = self.small else {
-            return Ok((None, labels(images)));
+            return Ok((None, labels));
         };
         let n_small = small.n_images(Split::Training).max(1);
-        let indices = images.clone().map(|image| image as usize % n_small);
+        let indices = images.map(|image| image as usize % n_small);
         let (low_res, own) = small.images(Split::Training, indices)?;
         let is_own = self.class.is_none() && !small.class_names().is_empty();
-        let labels = if is_own { own } else { labels(images) };
+        let labels = if is_own { own } else { labels };
         Ok((Some(low_res), labels))
     }
 
@@ -139,7 +161,7 @@ impl Cascade<'_> {
 
     /// Whether its images have classes.
     pub(super) fn has_classes(&self) -> bool {
-        self.stages.iter().any(|(model, _)| model.n_classes() > 0)
+        self.n_classes > 0
     }
 }
 
@@ -191,12 +213,43 @@ fn check_sizes(stages: &[Loaded], arguments: &SampleArgs) -> Result<(), Problem>
     Ok(())
 }
 
-/// The class must exist, and networks that know classes must know the same ones.
-fn check_classes(stages: &[Loaded], class: Option<u32>) -> Result<(), Problem> {
-    let mut counts = stages.iter().map(|stage| stage.model.n_classes());
-    let n_classes = counts.clone().max().unwrap_or(0);
-    if counts.any(|n| n > 0 && n != n_classes) {
-        let message = "the networks of the cascade know different classes";
+/// The numbers of classes of networks that know any.
+fn n_classes(stages: &[Loaded], classifier: Option<&Classifier>) -> Vec<usize> {
+    let models = stages.iter().map(|stage| stage.model.n_classes());
+    let all = models.chain(classifier.map(Classifier::n_classes));
+    all.filter(|&n_classes| n_classes > 0).collect()
+}
+
+/// Whether a classifier knows the images of a model.
+fn guides(classifier: &Classifier, model: &Model) -> bool {
+    classifier.image_size() == model.image_size()
+}
+
+/// The classifier must have seen noise, and that of a network whose images it knows.
+fn check_classifier(classifier: &Classifier, stages: &[Loaded]) -> Result<(), Problem> {
+    let size = classifier.image_size();
+    let Some(guided) = stages.iter().find(|stage| guides(classifier, &stage.model)) else {
+        let message =
+            format!("the classifier knows images of {size}x{size} pixels, which no model draws");
+        return Err(Problem::new(message).hint("give a classifier of the model's data.image_size"));
+    };
+    if !classifier.is_noised() {
+        let message = "the classifier was trained on clean images";
+        return Err(Problem::new(message).hint("train one with diffusion.noised = true"));
+    }
+    if guided.model.schedule() != classifier.schedule() {
+        let message = "the model and the classifier have different noise schedules";
+        return Err(Problem::new(message)
+            .hint("train a classifier with the model's diffusion.schedule and n_timesteps"));
+    }
+    Ok(())
+}
+
+/// The class must exist, and those who know classes must know the same ones.
+fn check_classes(counts: &[usize], class: Option<u32>) -> Result<(), Problem> {
+    let n_classes = counts.iter().copied().max().unwrap_or(0);
+    if counts.iter().any(|&n| n != n_classes) {
+        let message = format!("the networks know different classes: {counts:?}");
         return Err(
             Problem::new(message).hint("those with classes must have the same model.n_classes")
         );

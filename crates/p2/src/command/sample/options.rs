@@ -1,12 +1,13 @@
 //! How a network draws: as the user says, and for the rest as it was trained to.
 
+use crate::classifier::Classifier;
 use crate::cli::SampleArgs;
 use crate::config::RunConfig;
-use crate::config::section::Spacing;
+use crate::config::section::{Sampler, Spacing};
 use crate::model::Model;
 use crate::model::file::Loaded;
 use crate::problem::Problem;
-use crate::sample::{Guidance, SampleOptions};
+use crate::sample::{ClassifierForm, ClassifierGuidance, Guidance, SampleOptions};
 
 /// What the user asks for, and for the rest what the model was trained to show.
 pub(super) fn options<'a>(
@@ -35,6 +36,7 @@ pub(super) fn options<'a>(
         eta: arguments.eta.unwrap_or(eta),
         seed: arguments.seed,
         guidance: Guidance::of_scale(1.0),
+        classifier: None,
     };
     let n_timesteps = config.diffusion.n_timesteps;
     if options.n_steps > n_timesteps {
@@ -120,4 +122,35 @@ fn check_guide(guide: Option<&Model>, model: &Model, scale: f64) -> Result<(), P
         return Ok(());
     };
     Err(Problem::new(message).hint(hint))
+}
+
+/// How a classifier guides a network: with ancestral steps as the reference code does, else by the guess of the noise.
+pub(super) fn classifier_guidance<'a>(
+    arguments: &SampleArgs,
+    classifier: &'a Classifier,
+    sampler: Sampler,
+) -> Result<ClassifierGuidance<'a>, Problem> {
+    let scale = arguments.classifier_scale;
+    if !(scale.is_finite() && scale >= 0.0) {
+        return Err(Problem::new(format!("--classifier-scale is {scale}"))
+            .hint("use 0 or more; 0 is no guidance"));
+    }
+    let is_ancestral = sampler == Sampler::Ancestral;
+    let usual = if is_ancestral {
+        ClassifierForm::Mean
+    } else {
+        ClassifierForm::Score
+    };
+    let form = arguments.classifier_form.unwrap_or(usual);
+    if form != ClassifierForm::Score && !is_ancestral {
+        let message = format!("{} has no mean to be moved", sampler.name());
+        return Err(Problem::new(message)
+            .because("only the steps of ancestral sampling have one")
+            .hint("use --classifier-form score, or --sampler ancestral"));
+    }
+    Ok(ClassifierGuidance {
+        classifier,
+        scale,
+        form,
+    })
 }
