@@ -5,8 +5,10 @@ use std::f64::consts::LN_2;
 use candle_core::Tensor;
 
 use crate::per_image;
-use crate::sampler::{AncestralOptions, p_mean_variance, posterior_mean};
-use crate::{Denoised, NoiseSchedule, Result, discretized_gaussian_log_likelihood};
+use crate::sampler::AncestralOptions;
+use crate::variance::StepVariance;
+use crate::variational::{self, Guess};
+use crate::{Denoised, NoiseSchedule, Prediction, Result};
 
 /// The term of the bound at levels `i`, in bits per dimension: `[N]`.
 ///
@@ -19,7 +21,7 @@ use crate::{Denoised, NoiseSchedule, Result, discretized_gaussian_log_likelihood
 /// - `i`: `[N]`, indices of `schedule`
 ///
 /// # Errors
-/// As for [`p_mean_variance`].
+/// As for [`crate::sampler::p_mean_variance`].
 ///
 /// # Source
 /// Ho et al. 2020, arXiv 2006.11239, eq. 5 and 13. Golden: `tests/all/goldens.rs`.
@@ -30,25 +32,21 @@ pub fn bound_terms(
     i: &[u32],
     options: AncestralOptions,
 ) -> Result<Tensor> {
-    let model = p_mean_variance(schedule, x_t, denoised, i, options)?;
     per_image::check_shape("x0", x0, x_t)?;
-    let mean = posterior_mean(schedule, x0, x_t, i)?;
-    let log_variance = per_image::column(
-        per_image::gather(schedule.posterior_log_variance_clipped(), i, |log| log),
-        x_t,
-    )?;
-    let model_log_variance = model.log_variance.broadcast_as(x_t.shape())?;
-    let divergence = divergence(
-        (&mean, &log_variance.broadcast_as(x_t.shape())?),
-        (&model.mean, &model_log_variance),
-    )?;
-    let log_std = model_log_variance.affine(0.5, 0.0)?;
-    let decoder = discretized_gaussian_log_likelihood(x0, &model.mean, &log_std)?.neg()?;
-    let decoder = per_image::mean(&decoder)?; // [N]
-    let is_first: Vec<u8> = i.iter().map(|&i| u8::from(i == 0)).collect();
-    let is_first = Tensor::from_vec(is_first, i.len(), x0.device())?;
-    let nats = is_first.where_cond(&decoder, &per_image::mean(&divergence)?)?;
-    Ok(nats.affine(1.0 / LN_2, 0.0)?)
+    per_image::check_shape("x0_hat", &denoised.x0_hat, x_t)?;
+    schedule.check_images(x_t, i)?;
+    let error = (options.clip.apply(&denoised.x0_hat)? - x0)?; // [N, ..]
+    let guess = Guess {
+        prediction: Prediction::X0,
+        error: &error,
+        squared: &error.sqr()?,
+        x0,
+        variance: StepVariance {
+            kind: options.variance,
+            mix: denoised.variance_mix.as_ref(),
+        },
+    };
+    variational::terms(schedule, &guess, i)
 }
 
 /// The divergence of the noisiest images from pure noise, in bits per dimension: `[N, ..]` to `[N]`.
@@ -64,15 +62,4 @@ pub fn prior_bpd(schedule: &NoiseSchedule, x0: &Tensor) -> Result<Tensor> {
     let constant = -alpha_bar - (-alpha_bar).ln_1p();
     let squared = per_image::mean(&x0.sqr()?)?; // [N]
     Ok(squared.affine(0.5 * alpha_bar / LN_2, 0.5 * constant / LN_2)?)
-}
-
-/// Divergence of the second normal distribution from the first, in nats, like the means.
-fn divergence(
-    (mean, log_variance): (&Tensor, &Tensor),
-    (other_mean, other_log_variance): (&Tensor, &Tensor),
-) -> Result<Tensor> {
-    let ratio = (log_variance - other_log_variance)?;
-    let distance = ((mean - other_mean)?.sqr()? * other_log_variance.neg()?.exp()?)?;
-    let sum = ((ratio.exp()? - &ratio)? + distance)?;
-    Ok(sum.affine(0.5, -0.5)?)
 }

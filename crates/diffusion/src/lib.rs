@@ -20,6 +20,7 @@ mod respacing;
 pub mod sampler;
 mod schedule;
 mod stage;
+mod variance;
 mod variational;
 mod weighting;
 
@@ -36,9 +37,10 @@ pub use guidance::{
 pub use level::NoiseLevel;
 pub use log_density::{LogDensities, log_densities};
 pub use loss::{LossTerms, Objective};
-pub use prediction::{Prediction, Variance};
+pub use prediction::Prediction;
 pub use respacing::{Levels, space_timesteps};
 pub use schedule::{NoiseSchedule, Time};
 pub use stage::Stage;
+pub use variance::Variance;
 pub use variational::discretized_gaussian_log_likelihood;
 pub use weighting::{AdaptiveBuckets, Adjustment, StateTensor, StatefulWeighting, Weighting};

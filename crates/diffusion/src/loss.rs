@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 
 use crate::per_image;
-use crate::variational::{self, DetachedError};
+use crate::variance::StepVariance;
+use crate::variational::{self, Guess};
 use crate::weighting::{AdaptiveBuckets, target_weights};
 use crate::{
     Error, NoiseLevel, NoiseSchedule, Prediction, Result, StatefulWeighting, Variance, Weighting,
@@ -199,13 +200,17 @@ impl Objective {
         let vb = match mix {
             None => None,
             Some(mix) => {
-                let error = DetachedError {
+                let guess = Guess {
                     prediction: self.prediction,
-                    error: error.detach(),
-                    squared: squared.detach(),
+                    error: &error.detach(),
+                    squared: &squared.detach(),
                     x0,
+                    variance: StepVariance {
+                        kind: self.variance,
+                        mix: Some(&mix),
+                    },
                 };
-                let bits = variational::terms(&self.schedule, &error, &mix, t)?; // [N]
+                let bits = variational::terms(&self.schedule, &guess, t)?; // [N]
                 Some((bits * (self.schedule.n_timesteps() as f64 / 1000.0))?)
             }
         };

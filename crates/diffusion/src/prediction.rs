@@ -30,59 +30,6 @@ impl fmt::Display for Prediction {
     }
 }
 
-/// The variance of the reverse process p(x_{t-1} given x_t).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Variance {
-    /// That of the posterior q(x_{t-1} given x_t, x_0): right for a single image as data.
-    FixedSmall,
-    /// beta: right for standard normal data.
-    FixedLarge,
-    /// Learned, on a log scale between the two (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15).
-    ///
-    /// The network has twice as many channels; the second half is the `variance_mix`.
-    LearnedRange,
-}
-
-impl Variance {
-    /// Channels of the network's output for images with `n_channels`.
-    #[must_use]
-    pub fn output_channels(self, n_channels: usize) -> usize {
-        match self {
-            Self::FixedSmall | Self::FixedLarge => n_channels,
-            Self::LearnedRange => 2 * n_channels,
-        }
-    }
-
-    /// Cuts a network's output `[N, .., C or 2C]` into the prediction and, if learned, the `variance_mix`.
-    ///
-    /// Each is shaped like `x_t` `[N, .., C]`. A mix of -1 means the posterior variance, 1 means beta.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if the last axis of `output` does not hold [`Self::output_channels`].
-    pub fn split(self, output: &Tensor, x_t: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        let mut expected = x_t.dims().to_vec();
-        let n_channels = expected.pop().unwrap_or(1);
-        expected.push(self.output_channels(n_channels));
-        if output.dims() != expected {
-            return Err(Error::Shape {
-                name: "output",
-                shape: output.dims().to_vec(),
-                expected,
-            });
-        }
-        if self != Self::LearnedRange {
-            return Ok((output.clone(), None));
-        }
-        // Contiguous once, because candle walks strided tensors in pieces of C elements.
-        let last_axis = output.rank() - 1;
-        let prediction = output.narrow(last_axis, 0, n_channels)?.contiguous()?; // [N, .., C]
-        let mix = output
-            .narrow(last_axis, n_channels, n_channels)?
-            .contiguous()?; // [N, .., C]
-        Ok((prediction, Some(mix)))
-    }
-}
-
 impl Prediction {
     /// What the network should say: eps, x0 or v, like `x0`.
     ///
@@ -221,6 +168,24 @@ impl NoiseSchedule {
         per_image::check_shape("v", v, x_t)?;
         // The same rotation as from (eps, x0) to v.
         self.v_from_x0(v, x_t, t)
+    }
+
+    /// The mean of q(x_{t-1} given x_t, x0): `posterior_mean_x0 x0 + posterior_mean_x_t x_t`.
+    ///
+    /// # Errors
+    /// As for all conversions.
+    pub fn x_prev_from_x0(&self, x_t: &Tensor, x0: &Tensor, t: &[u32]) -> Result<Tensor> {
+        per_image::check_shape("x0", x0, x_t)?;
+        self.check_images(x_t, t)?;
+        let x0 = Term {
+            tensor: x0,
+            factor: per_image::gather(self.posterior_mean_x0(), t, |factor| factor),
+        };
+        let x_t = Term {
+            tensor: x_t,
+            factor: per_image::gather(self.posterior_mean_x_t(), t, |factor| factor),
+        };
+        per_image::sum(x0, x_t)
     }
 }
 

@@ -21,7 +21,6 @@ use candle_core::Tensor;
 
 use crate::{Denoised, Denoiser, NoiseSchedule, Result, per_image};
 
-pub(crate) use ancestral::posterior_mean;
 pub use ancestral::{AncestralOptions, ReverseStep, ancestral, ancestral_guided, p_mean_variance};
 pub use course::Course;
 pub use ddim::{DdimOptions, DdimStep, ddim, ddim_reverse_step, ddim_step};

@@ -1,10 +1,11 @@
-//! The variational term that trains a learned variance.
+//! The terms of the variational bound, of a model's error at known images.
 
 use std::f64::consts::{FRAC_2_PI, LN_2};
 
 use candle_core::{Device, Tensor};
 
 use crate::per_image;
+use crate::variance::StepVariance;
 use crate::{NoiseSchedule, Prediction, Result};
 
 /// Distance from a pixel's value to the edge of its bin, for 8 bits on `[-1, 1]`.
@@ -38,10 +39,11 @@ pub fn discretized_gaussian_log_likelihood(
     centered_log_likelihood(x, &(x - mean)?, &log_std.neg()?.exp()?)
 }
 
-/// [`discretized_gaussian_log_likelihood`] with `centered = x - mean` and `precision = 1 / std`.
+/// [`discretized_gaussian_log_likelihood`] with `centered = x - mean` and `precision = 1 / std`, like `x` or
+/// `[N, 1, .., 1]`.
 fn centered_log_likelihood(x: &Tensor, centered: &Tensor, precision: &Tensor) -> Result<Tensor> {
-    let upper = normal_cdf(&(centered.affine(1.0, HALF_BIN)? * precision)?)?;
-    let lower = normal_cdf(&(centered.affine(1.0, -HALF_BIN)? * precision)?)?;
+    let upper = normal_cdf(&centered.affine(1.0, HALF_BIN)?.broadcast_mul(precision)?)?;
+    let lower = normal_cdf(&centered.affine(1.0, -HALF_BIN)?.broadcast_mul(precision)?)?;
     let upper = x.gt(LAST_BIN)?.where_cond(&upper.ones_like()?, &upper)?;
     let lower = x.lt(-LAST_BIN)?.where_cond(&lower.zeros_like()?, &lower)?;
     Ok((upper - lower)?.maximum(MIN_PROBABILITY)?.log()?)
@@ -54,73 +56,55 @@ fn normal_cdf(x: &Tensor) -> Result<Tensor> {
     Ok((inner * x)?.tanh()?.affine(0.5, 0.5)?)
 }
 
-/// A denoiser's error, as the variational term needs it. Carries no gradient.
-pub(crate) struct DetachedError<'a> {
+/// A model's guess at images, held against the truth. Gradients pass through what carries them.
+pub(crate) struct Guess<'a> {
     pub(crate) prediction: Prediction,
     /// `output - target`, `[N, ..]`.
-    pub(crate) error: Tensor,
+    pub(crate) error: &'a Tensor,
     /// Its square.
-    pub(crate) squared: Tensor,
+    pub(crate) squared: &'a Tensor,
     /// The clean images, like the error.
     pub(crate) x0: &'a Tensor,
+    pub(crate) variance: StepVariance<'a>,
 }
 
-impl DetachedError<'_> {
-    fn select(&self, rows: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok((
-            self.error.index_select(rows, 0)?,
-            self.x0.index_select(rows, 0)?,
-        ))
-    }
-}
-
-/// The terms of the variational bound in bits per dimension, `[N]`; gradients reach `mix` only.
+/// The terms of the variational bound in bits per dimension, `[N]`.
 ///
 /// For t > 0 the divergence of p(x_{t-1} given x_t) from q(x_{t-1} given x_t, x0), for t = 0 the negative
 /// log-likelihood of the pixels.
 ///
 /// Images at t = 0 (one of a thousand) are taken out of the batch, because what is computed for one kind
 /// could overflow for the other, and a masked infinity still has a NaN as gradient.
-pub(crate) fn terms(
-    schedule: &NoiseSchedule,
-    error: &DetachedError<'_>,
-    mix: &Tensor,
-    t: &[u32],
-) -> Result<Tensor> {
+pub(crate) fn terms(schedule: &NoiseSchedule, guess: &Guess<'_>, t: &[u32]) -> Result<Tensor> {
     let rows_where = |is_wanted: &dyn Fn(u32) -> bool| -> Vec<u32> {
         let rows = 0..t.len() as u32;
         rows.filter(|&row| is_wanted(t[row as usize])).collect()
     };
     let first = rows_where(&|t| t == 0);
     if first.is_empty() {
-        return divergence(schedule, error.prediction, &error.squared, mix, t);
+        return divergence(schedule, guess, t);
     }
-    let device = mix.device();
-    let rows = Tensor::new(first.as_slice(), device)?;
-    let (first_error, first_x0) = error.select(&rows)?;
-    let first_mix = mix.index_select(&rows, 0)?;
-    let at_zero = decoder_nll(
-        schedule,
-        error.prediction,
-        &first_error,
-        &first_x0,
-        &first_mix,
-    )?;
+    let at_zero = decoder_nll(schedule, guess, &first)?;
     let later = rows_where(&|t| t > 0);
     if later.is_empty() {
         return Ok(at_zero);
     }
+    let device = guess.error.device();
     let rows = Tensor::new(later.as_slice(), device)?;
     let later_t: Vec<u32> = later.iter().map(|&row| t[row as usize]).collect();
-    let after_zero = divergence(
-        schedule,
-        error.prediction,
-        &error.squared.index_select(&rows, 0)?,
-        &mix.index_select(&rows, 0)?,
-        &later_t,
-    )?;
+    let mix = select(guess.variance.mix, &rows)?;
+    let later_guess = Guess {
+        squared: &guess.squared.index_select(&rows, 0)?,
+        variance: guess.variance.with_mix(mix.as_ref()),
+        ..*guess
+    };
+    let after_zero = divergence(schedule, &later_guess, &later_t)?;
     let back = inverse_order(&first, &later, device)?;
     Ok(Tensor::cat(&[&at_zero, &after_zero], 0)?.index_select(&back, 0)?) // [N]
+}
+
+fn select(mix: Option<&Tensor>, rows: &Tensor) -> Result<Option<Tensor>> {
+    Ok(mix.map(|mix| mix.index_select(rows, 0)).transpose()?)
 }
 
 /// Where each row of the batch stands once the rows of `a` are followed by those of `b`.
@@ -132,71 +116,42 @@ fn inverse_order(a: &[u32], b: &[u32], device: &Device) -> Result<Tensor> {
     Ok(Tensor::new(place.as_slice(), device)?)
 }
 
-/// Divergence between the posterior and the model's normal distribution, in bits per dimension, `[N]`.
+/// Divergence of the model's normal distribution from the posterior, in bits per dimension, `[N]`.
 ///
-/// With `r = log_variance_posterior - log_variance_model` and `d` the difference of the means it is
-/// `((1 + d^2 / variance_posterior) exp(r) - r - 1) / 2`. The means differ by the x0 error alone, so that
+/// With `r = ln(posterior variance / model's variance)` and `d` the difference of the means it is
+/// `((d^2 / posterior variance) exp(r) + exp(r) - r - 1) / 2`. The means differ by the x0 error alone, so that
 /// `d^2` is a factor per image times the squared error of the prediction, and x_t is not needed.
-fn divergence(
-    schedule: &NoiseSchedule,
-    prediction: Prediction,
-    squared_error: &Tensor,
-    mix: &Tensor,
-    t: &[u32],
-) -> Result<Tensor> {
-    let half_range = schedule.half_log_variance_range(t);
-    let r_factor = half_range.into_iter().map(|half| -half).collect();
-    let r = per_image::scale(&mix.affine(1.0, 1.0)?, r_factor)?; // [N, ..]
+fn divergence(schedule: &NoiseSchedule, guess: &Guess<'_>, t: &[u32]) -> Result<Tensor> {
+    let r = guess.variance.log_ratio(schedule, guess.squared, t)?; // [N, ..] or [N, 1, .., 1]
     let log_variance = schedule.posterior_log_variance_clipped();
     let distance_factor = t.iter().map(|&t| {
         let t = t as usize;
-        let level = crate::NoiseLevel::from_log_snr(schedule.log_snr()[t]);
-        let per_error = schedule.posterior_mean_x0()[t] * prediction.x0_error_factor(level);
+        let level = schedule.noise_level(t);
+        let per_error = schedule.posterior_mean_x0()[t] * guess.prediction.x0_error_factor(level);
         per_error.powi(2) / log_variance[t].exp()
     });
-    let distance = per_image::scale(squared_error, distance_factor.collect())?; // [N, ..]
+    let distance = per_image::scale(guess.squared, distance_factor.collect())?; // [N, ..]
+    let ratio = r.exp()?;
     // The 1 is subtracted before the mean: a mean of numbers near 1 would lose the digits that differ.
-    let terms = ((distance.affine(1.0, 1.0)? * r.exp()?)? - r)?.affine(1.0, -1.0)?; // [N, ..]
+    let of_variances = (&ratio - r)?.affine(1.0, -1.0)?;
+    let terms = distance
+        .broadcast_mul(&ratio)?
+        .broadcast_add(&of_variances)?; // [N, ..]
     Ok(per_image::mean(&terms)?.affine(0.5 / LN_2, 0.0)?) // [N]
 }
 
-/// Negative log-likelihood of the pixels at t = 0, in bits per dimension, `[N]`.
-fn decoder_nll(
-    schedule: &NoiseSchedule,
-    prediction: Prediction,
-    error: &Tensor,
-    x0: &Tensor,
-    mix: &Tensor,
-) -> Result<Tensor> {
-    let t = vec![0; error.dim(0)?];
-    let log_variance = schedule.learned_log_variance(mix, &t)?;
+/// Negative log-likelihood of the pixels of the rows that are at t = 0, in bits per dimension, `[n]`.
+fn decoder_nll(schedule: &NoiseSchedule, guess: &Guess<'_>, first: &[u32]) -> Result<Tensor> {
+    let rows = Tensor::new(first, guess.error.device())?;
+    let error = guess.error.index_select(&rows, 0)?;
+    let x0 = guess.x0.index_select(&rows, 0)?;
+    let mix = select(guess.variance.mix, &rows)?;
+    let variance = guess.variance.with_mix(mix.as_ref());
+    let log_variance = variance.log_variance(schedule, &error, &vec![0; first.len()])?;
     let precision = log_variance.affine(-0.5, 0.0)?.exp()?;
     // The model's mean at t = 0 is x0_hat.
-    let factor = schedule.noise_levels().next();
-    let factor = factor.map_or(1.0, |level| prediction.x0_error_factor(level));
+    let factor = guess.prediction.x0_error_factor(schedule.noise_level(0));
     let centered = error.affine(factor, 0.0)?;
-    let log_likelihood = centered_log_likelihood(x0, &centered, &precision)?;
-    Ok(per_image::mean(&log_likelihood)?.affine(-1.0 / LN_2, 0.0)?) // [N]
-}
-
-impl NoiseSchedule {
-    /// Half of `ln beta - posterior_log_variance_clipped` at checked timesteps: `[N]`.
-    fn half_log_variance_range(&self, t: &[u32]) -> Vec<f64> {
-        let half = |&t: &u32| {
-            let t = t as usize;
-            0.5 * (self.beta()[t].ln() - self.posterior_log_variance_clipped()[t])
-        };
-        t.iter().map(half).collect()
-    }
-
-    /// The log-variance that a `variance_mix` means at checked timesteps, like `mix`.
-    ///
-    /// -1 means the posterior variance, 1 means beta; values beyond are not clamped.
-    pub(crate) fn learned_log_variance(&self, mix: &Tensor, t: &[u32]) -> Result<Tensor> {
-        let half = self.half_log_variance_range(t);
-        let small = per_image::gather(self.posterior_log_variance_clipped(), t, |log| log);
-        let middle = small.iter().zip(&half).map(|(small, half)| small + half);
-        let middle = per_image::column(middle.collect(), mix)?;
-        Ok(per_image::scale(mix, half)?.broadcast_add(&middle)?)
-    }
+    let log_likelihood = centered_log_likelihood(&x0, &centered, &precision)?;
+    Ok(per_image::mean(&log_likelihood)?.affine(-1.0 / LN_2, 0.0)?) // [n]
 }

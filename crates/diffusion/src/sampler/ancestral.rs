@@ -3,9 +3,10 @@
 use candle_core::Tensor;
 
 use super::{Clip, StepReport, check_step, denoise_at};
-use crate::per_image::{self, Term};
+use crate::per_image;
+use crate::variance::StepVariance;
 use crate::{
-    ClassGradient, Denoised, Denoiser, Error, Levels, MeanGuidance, NoiseSchedule, Result, Variance,
+    ClassGradient, Denoised, Denoiser, Levels, MeanGuidance, NoiseSchedule, Result, Variance,
 };
 
 /// How ancestral sampling treats what the denoiser says.
@@ -34,7 +35,7 @@ impl ReverseStep {
     /// The step at i = 0 takes the mean instead.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `noise` is not shaped like the mean.
+    /// [`Error::Shape`](crate::Error::Shape) if `noise` is not shaped like the mean.
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
         per_image::check_shape("noise", noise, &self.mean)?;
         let std = self.log_variance.affine(0.5, 0.0)?.exp()?;
@@ -52,8 +53,9 @@ impl ReverseStep {
 /// - `i`: `[N]`, indices of `schedule`
 ///
 /// # Errors
-/// [`Error::Shape`] if shapes do not fit; [`Error::Timestep`] with the first image whose index is too large;
-/// [`Error::MissingVarianceMix`] if the variance is learned and `denoised` has none.
+/// [`Error::Shape`](crate::Error::Shape) if shapes do not fit; [`Error::Timestep`](crate::Error::Timestep) with the
+/// first image whose index is too large; [`Error::MissingVarianceMix`](crate::Error::MissingVarianceMix) if the
+/// variance is learned and `denoised` has none.
 ///
 /// # Source
 /// Ho et al. 2020, arXiv 2006.11239, eq. 7. Golden: `tests/all/goldens.rs`.
@@ -66,45 +68,17 @@ pub fn p_mean_variance(
 ) -> Result<ReverseStep> {
     check_step(schedule, x_t, &denoised.x0_hat, i)?;
     let x0_hat = options.clip.apply(&denoised.x0_hat)?;
-    let gather = |table: &[f64]| per_image::gather(table, i, |value| value);
-    let mean = posterior_mean(schedule, &x0_hat, x_t, i)?;
-    let log_variance = match options.variance {
-        Variance::FixedSmall => {
-            per_image::column(gather(schedule.posterior_log_variance_clipped()), x_t)?
-        }
-        Variance::FixedLarge => per_image::column(gather(&schedule.large_log_variance()), x_t)?,
-        Variance::LearnedRange => {
-            let mix = denoised.variance_mix.as_ref();
-            let mix = mix.ok_or(Error::MissingVarianceMix)?;
-            per_image::check_shape("variance_mix", mix, x_t)?;
-            schedule.learned_log_variance(mix, i)?
-        }
+    let mean = schedule.x_prev_from_x0(x_t, &x0_hat, i)?;
+    let variance = StepVariance {
+        kind: options.variance,
+        mix: denoised.variance_mix.as_ref(),
     };
+    let log_variance = variance.log_variance(schedule, x_t, i)?;
     Ok(ReverseStep {
         mean,
         log_variance,
         x0_hat,
     })
-}
-
-/// The mean of q(x_{t-1} given x_t, x0) at checked levels `i`, like `x_t`.
-pub(crate) fn posterior_mean(
-    schedule: &NoiseSchedule,
-    x0: &Tensor,
-    x_t: &Tensor,
-    i: &[u32],
-) -> Result<Tensor> {
-    let gather = |table: &[f64]| per_image::gather(table, i, |value| value);
-    per_image::sum(
-        Term {
-            tensor: x0,
-            factor: gather(schedule.posterior_mean_x0()),
-        },
-        Term {
-            tensor: x_t,
-            factor: gather(schedule.posterior_mean_x_t()),
-        },
-    )
 }
 
 /// Ancestral sampling from the noisiest level down: `x_{t-1} = mean + std noise`, the mean alone at the end.

@@ -138,8 +138,7 @@ fn bound() -> Result<()> {
         let images = (&inputs.x0, &inputs.x_t);
         let denoised = inputs.denoised()?;
         let terms = bound_terms(&inputs.schedule, images, &denoised, &T, options)?;
-        // Differences of means and variances have lost digits in f32, in the reference as well.
-        check("vb", &values(&terms)?, &vb, 1e-4);
+        check("vb", &values(&terms)?, &vb, TOLERANCE);
         let got = values(&prior_bpd(&inputs.schedule, &inputs.x0)?)?;
         check("prior", &got, &prior, 1e-4);
     }

@@ -1,5 +1,6 @@
 //! Holds the crate to published numbers, closed forms and finite differences; runs in seconds, offline.
 
+mod bounds; // the terms of the variational bound, by their definition
 mod classifier; // guidance whose result is known
 mod densities; // how often timesteps are drawn
 mod errors; // what is refused, and the words
