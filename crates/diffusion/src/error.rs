@@ -31,6 +31,12 @@ pub enum Error {
         /// Length of the schedule.
         n_timesteps: usize,
     },
+    /// A time between two timesteps, for a network whose prediction means something at timesteps alone.
+    #[error("prediction x-prev means something at timesteps alone, and t = {t} is none")]
+    BetweenTimesteps {
+        /// The first offending time.
+        t: f64,
+    },
     /// A number that should have been drawn uniformly from `[0, 1)`.
     #[error("uniform draw is {u}, expected a value in [0, 1)")]
     Uniform {

@@ -16,6 +16,7 @@ pub struct NoiseLevel {
     log_snr: f64,
     dlog_snr_dt: f64,
     previous_log_snr: f64,
+    is_first: bool,
 }
 
 /// Where limits of weights are read off: logarithms of weights are straight lines there.
@@ -36,6 +37,15 @@ impl NoiseLevel {
             log_snr,
             dlog_snr_dt,
             previous_log_snr,
+            is_first: false,
+        }
+    }
+
+    /// The same level as the first of a schedule: the step from it leads to the clean image.
+    pub(crate) fn as_first(self) -> Self {
+        Self {
+            is_first: true,
+            ..self
         }
     }
 
@@ -55,6 +65,18 @@ impl NoiseLevel {
     #[must_use]
     pub fn previous_log_snr(self) -> f64 {
         self.previous_log_snr
+    }
+
+    /// Natural logarithm of the factor of x0 in the mean of q(x_{t-1} given x_t, x0); not a number off a schedule.
+    ///
+    /// With S the SNR and S' that of the next less noisy level the factor is `(1 - S / S') sqrt(S' / (1 + S'))`. At
+    /// the first level of a schedule it is 1.
+    pub(crate) fn log_posterior_mean_x0(self) -> f64 {
+        if self.is_first {
+            return 0.0;
+        }
+        let (here, before) = (self.bounded_log_snr(), self.previous_log_snr);
+        (-(here - before).exp_m1()).ln() - 0.5 * softplus(-before)
     }
 
     /// The log-SNR, with a large number in place of infinity, so that differences of it are numbers.

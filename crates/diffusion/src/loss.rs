@@ -190,11 +190,10 @@ impl Objective {
         let error = (predicted - target)?; // [N, .., C]
         let squared = error.sqr()?;
         let mse = per_image::mean(&squared)?; // [N]
-        let rate = |log_snr| {
-            let level = NoiseLevel::from_log_snr(log_snr);
-            self.prediction.exchange_rate(level)
-        };
-        let rates = per_image::gather(self.schedule.log_snr(), t, rate);
+        let levels = self.levels(t);
+        let rates = levels
+            .map(|level| self.prediction.exchange_rate(level))
+            .collect();
         let ImageWeights { factor, penalty } = self.image_weights(t)?;
         let weighted_mse = per_image::scale(&mse, factor)?; // [N]
         let vb = match mix {
@@ -270,6 +269,11 @@ impl Objective {
         }
     }
 
+    /// The noise levels of images at checked timesteps.
+    fn levels<'a>(&'a self, t: &'a [u32]) -> impl Iterator<Item = NoiseLevel> + 'a {
+        t.iter().map(|&t| self.schedule.noise_level(t as usize))
+    }
+
     /// The weight on each image's error, as it stands.
     fn image_weights(&self, t: &[u32]) -> Result<ImageWeights> {
         let start = per_image::gather(&self.weight_target, t, |weight| weight);
@@ -283,10 +287,7 @@ impl Objective {
             Learning::Missing => return Err(Error::MissingState),
             Learning::Into(stateful) => stateful,
         };
-        let levels: Vec<NoiseLevel> = t
-            .iter()
-            .map(|&t| self.schedule.noise_level(t as usize))
-            .collect();
+        let levels: Vec<NoiseLevel> = self.levels(t).collect();
         let adjustments = stateful.adjust(&levels)?;
         let (mut factor, mut penalty) = (Vec::new(), Vec::new());
         for ((start, adjustment), &t) in start.into_iter().zip(adjustments).zip(t) {

@@ -1,4 +1,4 @@
-//! What a network predicts: conversions between eps, x0 and v, and the exchange rates of their errors.
+//! What a network predicts: conversions between eps, x0, v and x-prev, and the exchange rates of their errors.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::{Error, ErrorUnit, NoiseLevel, NoiseSchedule, Result, Time};
 
 /// What the network predicts.
 ///
-/// For one and the same x_t the three say the same, in units that differ by a factor per noise level.
+/// For one and the same x_t all say the same, in units that differ by a factor per noise level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Prediction {
     /// The noise that was added.
@@ -18,6 +18,13 @@ pub enum Prediction {
     X0,
     /// `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans and Ho 2022, arXiv 2202.00512).
     V,
+    /// The mean of q(x_{t-1} given x_t, x0), the images one timestep less noisy (Ho et al. 2020, arXiv 2006.11239,
+    /// eq. 7): `PREVIOUS_X` of the reference code.
+    ///
+    /// It is the mean of a step between timesteps of training, and so has no meaning at times between these. The
+    /// reference code takes it for the mean of whatever step a sampler makes; here, as for all predictions, it is the
+    /// image it means that is clipped and stepped from.
+    XPrev,
 }
 
 impl fmt::Display for Prediction {
@@ -26,12 +33,16 @@ impl fmt::Display for Prediction {
             Self::Eps => "eps",
             Self::X0 => "x0",
             Self::V => "v",
+            Self::XPrev => "x-prev",
         })
     }
 }
 
 impl Prediction {
-    /// What the network should say: eps, x0 or v, like `x0`.
+    /// Every prediction.
+    pub const ALL: [Self; 4] = [Self::Eps, Self::X0, Self::V, Self::XPrev];
+
+    /// What the network should say, like `x0`.
     ///
     /// # Errors
     /// [`Error::Shape`] and [`Error::Timestep`] as for [`NoiseSchedule::add_noise`].
@@ -48,13 +59,18 @@ impl Prediction {
             Self::Eps => Ok(eps.clone()),
             Self::X0 => Ok(x0.clone()),
             Self::V => schedule.v_from_x0(x0, eps, t),
+            Self::XPrev => {
+                let x_t = schedule.add_noise(x0, eps, t)?;
+                schedule.x_prev_from_x0(&x_t, x0, t)
+            }
         }
     }
 
     /// The weight on this prediction's squared error that is a weight of 1 on the eps error.
     ///
-    /// `|eps - eps_hat|^2 = rate |target - prediction|^2` with rate 1 for eps, `snr` for x0 and
-    /// `snr / (1 + snr) = alpha_bar` for v.
+    /// `|eps - eps_hat|^2 = rate |target - prediction|^2` with rate 1 for eps, `snr` for x0,
+    /// `snr / (1 + snr) = alpha_bar` for v and `snr / posterior_mean_x0^2` for x-prev, which has one only at levels
+    /// of a schedule.
     ///
     /// # Source
     /// Salimans and Ho 2022, arXiv 2202.00512, section 4.
@@ -71,6 +87,7 @@ impl Prediction {
             Self::Eps => (-0.5 * level.log_snr()).exp(), // sqrt(1 - alpha_bar) / sqrt(alpha_bar)
             Self::X0 => -1.0,
             Self::V => level.one_minus_alpha_bar().sqrt(),
+            Self::XPrev => -(-level.log_posterior_mean_x0()).exp(),
         }
     }
 
@@ -78,7 +95,8 @@ impl Prediction {
     ///
     /// # Errors
     /// [`Error::Shape`] and [`Error::Timestep`] as for [`NoiseSchedule::add_noise`];
-    /// [`Error::ZeroSnr`] for eps at a level with an SNR of 0.
+    /// [`Error::ZeroSnr`] for eps at a level with an SNR of 0; [`Error::BetweenTimesteps`] for x-prev at a time that
+    /// is no timestep.
     pub fn x0_hat<T: Time>(
         self,
         schedule: &NoiseSchedule,
@@ -94,6 +112,7 @@ impl Prediction {
                 Ok(predicted.clone())
             }
             Self::V => schedule.x0_from_v(x_t, predicted, t),
+            Self::XPrev => schedule.x0_from_x_prev(x_t, predicted, t),
         }
     }
 }
@@ -186,6 +205,34 @@ impl NoiseSchedule {
             factor: per_image::gather(self.posterior_mean_x_t(), t, |factor| factor),
         };
         per_image::sum(x0, x_t)
+    }
+
+    /// `x0 = (x_prev - posterior_mean_x_t x_t) / posterior_mean_x0`.
+    ///
+    /// # Errors
+    /// [`Error::BetweenTimesteps`] too, with the first time that is no timestep, to rounding.
+    pub fn x0_from_x_prev<T: Time>(
+        &self,
+        x_t: &Tensor,
+        x_prev: &Tensor,
+        t: &[T],
+    ) -> Result<Tensor> {
+        per_image::check_shape("x_prev", x_prev, x_t)?;
+        let t = self.timesteps_at(t, n_images(x_t))?;
+        let tables = self
+            .posterior_mean_x0()
+            .iter()
+            .zip(self.posterior_mean_x_t());
+        let of_x_t: Vec<f64> = tables.map(|(x0, x_t)| -x_t / x0).collect();
+        let x_prev = Term {
+            tensor: x_prev,
+            factor: per_image::gather(self.posterior_mean_x0(), &t, f64::recip),
+        };
+        let x_t = Term {
+            tensor: x_t,
+            factor: per_image::gather(&of_x_t, &t, |factor| factor),
+        };
+        per_image::sum(x_prev, x_t)
     }
 }
 

@@ -160,11 +160,11 @@ impl NoiseSchedule {
     /// The noise level of a timestep below T.
     pub(crate) fn noise_level(&self, t: usize) -> NoiseLevel {
         let log_snr = &self.log_snr;
-        let before = match t {
-            0 => 2.0 * log_snr[0] - log_snr.get(1).copied().unwrap_or(f64::NAN),
-            _ => log_snr[t - 1],
-        };
-        NoiseLevel::on_schedule(log_snr[t], self.slope(t), before)
+        let level = |before| NoiseLevel::on_schedule(log_snr[t], self.slope(t), before);
+        match t {
+            0 => level(2.0 * log_snr[0] - log_snr.get(1).copied().unwrap_or(f64::NAN)).as_first(),
+            _ => level(log_snr[t - 1]),
+        }
     }
 
     /// `dlog_snr/dt` at a timestep, with t from 0 to 1: between its neighbors, or between it and the one that it

@@ -5,6 +5,9 @@ use crate::{Error, NoiseSchedule, Result};
 /// A timestep, or a time between two: `u32` or `f64`.
 pub trait Time: Copy + Into<f64> {}
 
+/// A timestep that was found by its log-SNR is not exactly one.
+const ROUNDING: f64 = 1e-6;
+
 impl Time for u32 {}
 impl Time for f64 {}
 
@@ -75,6 +78,19 @@ impl NoiseSchedule {
         let n_levels = (self.n_timesteps() - 1) * n + 1;
         let times = (0..n_levels).map(|i| i as f64 / n as f64);
         Self::from_alpha_bars(times.map(|t| self.alpha_bar_at(t)).collect())
+    }
+
+    /// The timesteps that the times of images are, to rounding: `[N]`.
+    pub(crate) fn timesteps_at<T: Time>(&self, t: &[T], n_images: usize) -> Result<Vec<u32>> {
+        self.alpha_bars(t, n_images)?;
+        let timestep = |&t: &T| {
+            let t = t.into();
+            let is_one = (t - t.round()).abs() < ROUNDING;
+            is_one
+                .then_some(t.round() as u32)
+                .ok_or(Error::BetweenTimesteps { t })
+        };
+        t.iter().map(timestep).collect()
     }
 
     /// `alpha_bar` at the times of images, `[N]`.

@@ -10,7 +10,7 @@ impl Weighting {
         constant::check(self.constants())?;
         let is_known = match self {
             Self::DiffusersVMinSnr { .. } | Self::KohyaDebiasedV {} => prediction == Prediction::V,
-            Self::OnetrainerP2 { .. } => prediction != Prediction::X0,
+            Self::OnetrainerP2 { .. } => matches!(prediction, Prediction::Eps | Prediction::V),
             _ => true,
         };
         if is_known {

@@ -40,17 +40,21 @@ fn all() -> Vec<Weighting> {
     ]
 }
 
-const UNITS: [ErrorUnit; 5] = [
+const UNITS: [ErrorUnit; 6] = [
     ErrorUnit::Eps,
     ErrorUnit::X0,
     ErrorUnit::V,
+    ErrorUnit::XPrev,
     ErrorUnit::EdmF { sigma_data: 0.5 },
     ErrorUnit::FlowVelocity,
 ];
 
+/// How much less the log-SNR is than at the level before.
+const STEP: f64 = 0.012;
+
 /// A level with a slope and a predecessor, as schedules have them.
 fn level(log_snr: f64) -> NoiseLevel {
-    NoiseLevel::on_schedule(log_snr, -12.0, log_snr + 0.012)
+    NoiseLevel::on_schedule(log_snr, -12.0, log_snr + STEP)
 }
 
 fn log_snrs() -> impl Iterator<Item = f64> {
@@ -67,6 +71,14 @@ fn error_per_x0_error(unit: ErrorUnit, log_snr: f64) -> f64 {
         ErrorUnit::X0 => 1.0,
         // v_hat = alpha eps_hat - sigma x0_hat
         ErrorUnit::V => -alpha * alpha / sigma - sigma,
+        // The mean of the posterior is posterior_mean_x0 x0_hat + posterior_mean_x_t x_t.
+        ErrorUnit::XPrev => {
+            let before = (log_snr + STEP).exp();
+            let alpha_bar_before = before / (1.0 + before);
+            // 1 - alpha_bar / alpha_bar_before, without cancellation at either end.
+            let beta = (before - snr) / (before * (1.0 + snr));
+            beta * alpha_bar_before.sqrt() / (sigma * sigma)
+        }
         // D = c_skip x + c_out F, at noise of standard deviation 1 / sqrt(S)
         ErrorUnit::EdmF { sigma_data } => {
             let noise = snr.sqrt().recip();
@@ -90,7 +102,7 @@ fn the_gradient_of_one_denoiser_is_the_same_in_all_units() {
             check(
                 &format!("{weighting:?} at {log_snr}"),
                 &got,
-                &[got[0]; 5],
+                &[got[0]; 6],
                 1e-6,
             );
             assert!(
@@ -176,11 +188,7 @@ fn weights_are_those_of_the_papers() {
                 ErrorUnit::EdmF { sigma_data: 0.5 },
                 1.0,
             ),
-            (
-                Weighting::Vlb {},
-                ErrorUnit::Eps,
-                (0.012_f64.exp() - 1.0) / 2.0,
-            ),
+            (Weighting::Vlb {}, ErrorUnit::Eps, (STEP.exp() - 1.0) / 2.0),
             (Weighting::VlbContinuous {}, ErrorUnit::Eps, 6.0),
             (Weighting::Likelihood {}, ErrorUnit::Eps, 12.0),
             (

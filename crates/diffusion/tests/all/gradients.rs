@@ -30,7 +30,7 @@ impl Case {
         // The error in x0 is small, or the likelihood at t = 0 would sit on its floor.
         let off = match prediction {
             Prediction::Eps => 0.5,
-            Prediction::X0 | Prediction::V => 0.005,
+            Prediction::X0 | Prediction::V | Prediction::XPrev => 0.005,
         };
         let off = fill(&[4, 3, CHANNELS], DType::F64, |i| {
             off * (2.9 * i + 0.4).sin()
@@ -88,7 +88,7 @@ fn vb(loss: &LossTerms) -> Result<Tensor> {
 
 #[test]
 fn weighted_loss() -> Result<()> {
-    for prediction in [Prediction::Eps, Prediction::X0, Prediction::V] {
+    for prediction in Prediction::ALL {
         let case = Case::new(prediction)?;
         let got = case.gradient(|loss| Ok(loss.weighted.clone()))?;
         // The prediction learns from the weighted mse alone, the mix from vb alone.

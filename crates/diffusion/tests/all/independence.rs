@@ -79,7 +79,7 @@ impl Batch {
 #[test]
 fn of_size_and_place() -> Result<()> {
     let batch = Batch::new()?;
-    for prediction in [Prediction::Eps, Prediction::X0, Prediction::V] {
+    for prediction in Prediction::ALL {
         let expected = batch.results(prediction)?;
         for rows in [
             &[0][..],

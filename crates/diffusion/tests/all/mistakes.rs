@@ -174,16 +174,18 @@ fn each_image_has_its_own_weight() -> Result<()> {
 fn raw_kinds_know_their_predictions() -> Result<()> {
     let schedule = NoiseSchedule::linear(1000)?;
     for (weighting, allowed) in [
-        (Weighting::P2Raw { k: 1.0, gamma: 1.0 }, [true, true, true]),
-        (Weighting::OnetrainerP2 { gamma: 1.0 }, [true, false, true]),
+        (Weighting::P2Raw { k: 1.0, gamma: 1.0 }, [true; 4]),
+        (
+            Weighting::OnetrainerP2 { gamma: 1.0 },
+            [true, false, true, false],
+        ),
         (
             Weighting::DiffusersVMinSnr { gamma: 5.0 },
-            [false, false, true],
+            [false, false, true, false],
         ),
-        (Weighting::KohyaDebiasedV {}, [false, false, true]),
+        (Weighting::KohyaDebiasedV {}, [false, false, true, false]),
     ] {
-        let predictions = [Prediction::Eps, Prediction::X0, Prediction::V];
-        for (prediction, is_allowed) in predictions.into_iter().zip(allowed) {
+        for (prediction, is_allowed) in Prediction::ALL.into_iter().zip(allowed) {
             let objective = Objective::new(&schedule, prediction, Variance::FixedSmall, weighting);
             let is_refused = matches!(objective, Err(Error::RawWeighting { .. }));
             assert_eq!(is_refused, !is_allowed, "{weighting:?} {prediction}");

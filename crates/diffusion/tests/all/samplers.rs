@@ -1,8 +1,11 @@
 //! Samplers on Gaussian data, where the best denoiser and the result are known in closed form.
 
 use candle_core::{DType, Device, Tensor};
-use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions};
-use p2_diffusion::{Denoised, Denoiser, Error, Levels, NoiseSchedule, Result, Variance, sampler};
+use p2_diffusion::sampler::{AncestralOptions, Clip, Course, DdimOptions};
+use p2_diffusion::{
+    Denoised, Denoiser, Error, Levels, NetworkOutput, NoiseSchedule, Prediction, Result, Variance,
+    sampler,
+};
 
 use crate::support::{check, check_absolute, fill, values};
 
@@ -275,5 +278,90 @@ fn samplers_build_no_graph() -> Result<()> {
     assert!(!x0.track_op());
     let seen = network(&start, &[0.0])?;
     assert!(seen.x0_hat.track_op(), "the comparison is blind");
+    Ok(())
+}
+
+/// A network that says what the best denoiser guesses, in its own words.
+struct Network {
+    best: Best,
+    prediction: Prediction,
+}
+
+impl Denoiser for Network {
+    fn denoise(&self, x_t: &Tensor, t: &[f64]) -> Result<Denoised> {
+        let training = &self.best.training;
+        let timesteps: Vec<u32> = t.iter().map(|t| t.round() as u32).collect();
+        let x0_hat = self.best.denoise(x_t, t)?.x0_hat;
+        let eps_hat = training.eps_from_x0(x_t, &x0_hat, t)?;
+        let predicted = self
+            .prediction
+            .target(training, &x0_hat, &eps_hat, &timesteps)?;
+        let output = NetworkOutput {
+            values: &predicted,
+            prediction: self.prediction,
+            variance: Variance::FixedSmall,
+        };
+        output.denoised(training, x_t, t)
+    }
+}
+
+/// Steps over many timesteps at once are those of the guessed image, not of what the network was trained to step to.
+#[test]
+fn a_sampler_steps_alike_whatever_the_network_predicts() -> Result<()> {
+    let training = NoiseSchedule::linear(1000)?;
+    let start = fill(&[3, 2], DType::F64, |i| (1.9 * i + 0.2).sin())?;
+    let levels = Levels::from_spec(&training, "10")?;
+    let draw = |denoiser: &dyn Denoiser| {
+        let options = AncestralOptions {
+            clip: Clip::Off,
+            variance: Variance::FixedSmall,
+        };
+        let mut noise = |i: usize| fill(&[3, 2], DType::F64, |j| (j + 7.0 * i as f64).cos());
+        let start = start.clone();
+        let drawn = sampler::ancestral(denoiser, start, &levels, options, &mut noise, &mut |_| {
+            Ok(())
+        });
+        values(&drawn?)
+    };
+    let best = || Best {
+        training: training.clone(),
+        data: Gaussian {
+            mean: 0.2,
+            std: 0.5,
+        },
+    };
+    let expected = draw(&best())?;
+    for prediction in Prediction::ALL {
+        let got = draw(&Network {
+            best: best(),
+            prediction,
+        })?;
+        check_absolute(&prediction.to_string(), &got, &expected, 1e-9);
+    }
+    Ok(())
+}
+
+/// The mean of a step is one at timesteps: a course through them is fine, one between them is refused.
+#[test]
+fn x_prev_means_something_at_timesteps_alone() -> Result<()> {
+    let training = NoiseSchedule::linear(1000)?;
+    let network = Network {
+        best: Best {
+            training: training.clone(),
+            data: Gaussian {
+                mean: 0.2,
+                std: 0.5,
+            },
+        },
+        prediction: Prediction::XPrev,
+    };
+    let x_t = fill(&[3, 2], DType::F64, |i| (1.9 * i + 0.2).sin())?;
+    let levels = Levels::from_spec(&training, "10")?;
+    let draw = |course: &Course| sampler::plms(&network, &x_t, course, Clip::Off, &mut |_| Ok(()));
+    draw(&Course::through(&levels, &training)?)?;
+    let between = draw(&Course::karras(10, 7.0, &training)?);
+    assert!(matches!(between, Err(Error::BetweenTimesteps { t }) if t.fract() != 0.0));
+    let late = training.x0_from_x_prev(&x_t, &x_t, &[0.0, 1.0, 1000.0]);
+    assert!(matches!(late, Err(Error::Timestep { image_idx: 2, .. })));
     Ok(())
 }

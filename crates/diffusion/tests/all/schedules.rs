@@ -90,7 +90,7 @@ fn zero_terminal_snr_keeps_the_first_level() -> Result<()> {
         Weighting::Likelihood {},
         Weighting::Sigmoid { bias: 2.0 },
     ] {
-        for prediction in [Prediction::X0, Prediction::V] {
+        for prediction in [Prediction::X0, Prediction::V, Prediction::XPrev] {
             let objective = Objective::new(&schedule, prediction, Variance::FixedSmall, weighting)?;
             let weights = objective.weight_target();
             assert!(weights[999] == 0.0 && weights[998] > 0.0, "{weighting:?}");

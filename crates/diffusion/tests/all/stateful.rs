@@ -74,7 +74,7 @@ fn what_is_learned_does_not_depend_on_the_prediction() -> Result<()> {
     );
     let guess = (&x0 + fill(&[4, 12], DType::F64, |i| 0.1 * (0.9 * i).sin())?)?;
     let mut seen = Vec::new();
-    for prediction in [Prediction::Eps, Prediction::X0, Prediction::V] {
+    for prediction in Prediction::ALL {
         let mut objective = objective(prediction, BUCKETS)?;
         let schedule = objective.schedule().clone();
         let x_t = schedule.add_noise(&x0, &eps, &t)?;
@@ -96,6 +96,7 @@ fn what_is_learned_does_not_depend_on_the_prediction() -> Result<()> {
     }
     check("x0", &seen[1], &seen[0], 1e-6);
     check("v", &seen[2], &seen[0], 1e-6);
+    check("x-prev", &seen[3], &seen[0], 1e-6);
     Ok(())
 }
 

@@ -8,7 +8,6 @@ use p2_diffusion::{
 
 use crate::support::{bits, check, check_absolute, fill, values};
 
-const PREDICTIONS: [Prediction; 3] = [Prediction::Eps, Prediction::X0, Prediction::V];
 const T: [u32; 6] = [0, 1, 100, 500, 900, 999];
 const SHAPE: [usize; 4] = [6, 2, 3, 2];
 
@@ -49,6 +48,7 @@ impl Batch {
                 let eps_hat = schedule.eps_from_x0(&self.x_t, x0_hat, &T)?;
                 schedule.v_from_x0(x0_hat, &eps_hat, &T)?
             }
+            Prediction::XPrev => schedule.x_prev_from_x0(&self.x_t, x0_hat, &T)?,
         };
         Ok(Tensor::cat(&[&predicted, &self.mix], 3)?)
     }
@@ -63,10 +63,12 @@ fn conversions_invert_each_other() -> Result<()> {
     // eps_from_x0 divides by sqrt(1 - alpha_bar), 0.006 at t = 0.
     check_absolute("eps", &values(&eps)?, &values(&batch.eps)?, 1e-12);
     let v = schedule.v_from_x0(&batch.x0, &batch.eps, &T)?;
+    let x_prev = schedule.x_prev_from_x0(&batch.x_t, &batch.x0, &T)?;
     for (prediction, predicted) in [
         (Prediction::Eps, &batch.eps),
         (Prediction::X0, &batch.x0),
         (Prediction::V, &v),
+        (Prediction::XPrev, &x_prev),
     ] {
         let target = prediction.target(&schedule, &batch.x0, &batch.eps, &T)?;
         assert_eq!(values(&target)?, values(predicted)?, "{prediction}");
@@ -88,7 +90,7 @@ fn conversions_invert_each_other() -> Result<()> {
 fn output_is_split_into_prediction_and_mix() -> Result<()> {
     let schedule = NoiseSchedule::linear(1000)?;
     let batch = Batch::new(&schedule, DType::F64)?;
-    for prediction in PREDICTIONS {
+    for prediction in Prediction::ALL {
         let values_of = batch.output(&schedule, prediction, &batch.x0_hat)?;
         let output = NetworkOutput {
             values: &values_of,
@@ -113,7 +115,7 @@ fn loss_does_not_depend_on_the_target() -> Result<()> {
     let p2 = Weighting::P2 { k: 0.7, gamma: 0.8 };
     for is_named in [true, false] {
         let mut expected: Option<[Vec<f64>; 4]> = None;
-        for prediction in PREDICTIONS {
+        for prediction in Prediction::ALL {
             let variance = Variance::LearnedRange;
             let objective = if is_named {
                 Objective::new(&schedule, prediction, variance, p2)?
@@ -155,11 +157,14 @@ fn exchange_rates_are_ratios_of_errors() -> Result<()> {
         mse(Prediction::X0)?,
         mse(Prediction::V)?,
     );
+    let x_prev = mse(Prediction::XPrev)?;
     for (n, &t) in T.iter().enumerate() {
         let alpha_bar = schedule.alpha_bar()[t as usize];
         let snr = alpha_bar / (1.0 - alpha_bar);
         check("x0", &[eps[n] / x0[n]], &[snr], 1e-9);
         check("v", &[eps[n] / v[n]], &[alpha_bar], 1e-9);
+        let step = schedule.posterior_mean_x0()[t as usize];
+        check("x-prev", &[x0[n] / x_prev[n]], &[step.powi(-2)], 1e-7);
     }
     Ok(())
 }
@@ -199,7 +204,7 @@ fn closed_forms_of_p2() {
 fn p2_without_gamma_is_simple_to_the_last_bit() -> Result<()> {
     for schedule in [NoiseSchedule::linear(1000)?, NoiseSchedule::cosine(1000)?] {
         let batch = Batch::new(&schedule, DType::F32)?;
-        for prediction in PREDICTIONS {
+        for prediction in Prediction::ALL {
             let loss = |weighting| -> Result<(Vec<f64>, Vec<u32>)> {
                 let variance = Variance::LearnedRange;
                 let objective = Objective::new(&schedule, prediction, variance, weighting)?;
@@ -223,7 +228,7 @@ fn p2_without_gamma_is_simple_to_the_last_bit() -> Result<()> {
 fn raw_p2_differs_for_every_target_but_eps() -> Result<()> {
     let schedule = NoiseSchedule::linear(1000)?;
     let (k, gamma) = (1.0, 0.5);
-    for prediction in PREDICTIONS {
+    for prediction in Prediction::ALL {
         let weights = |weighting| -> Result<Vec<f64>> {
             let variance = Variance::FixedSmall;
             let objective = Objective::new(&schedule, prediction, variance, weighting)?;

@@ -36,7 +36,7 @@ pub struct WeightsShowArgs {
     /// Noise schedule, as in diffusion.schedule [default: linear]
     #[arg(long, value_name = "SCHEDULE")]
     schedule: Option<String>,
-    /// What the network predicts: eps, x0 or v [default: eps]
+    /// What the network predicts: eps, x0, v or x-prev [default: eps]
     #[arg(long, value_name = "TARGET")]
     prediction: Option<String>,
     /// How often levels are drawn, as in loss.density [default: uniform]

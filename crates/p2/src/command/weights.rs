@@ -122,30 +122,7 @@ fn text(report: &Report) -> anyhow::Result<String> {
     if report.learns {
         text.push_str("  (learns from the errors it sees: these weights are those it starts with)");
     }
-    writeln!(
-        text,
-        "\n{:>6} {:>9} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
-        "t", "SNR", "log-SNR", "on eps", "/ mean", "on x0", "on v", "on VLB", "objective"
-    )?;
-    let last = report.table.len().saturating_sub(1);
-    let mut shown: Vec<usize> = (0..N_ROWS).map(|i| i * last / (N_ROWS - 1)).collect();
-    shown.dedup();
-    for t in shown {
-        let row = report.table.get(t).context("a schedule has levels")?;
-        writeln!(
-            text,
-            "{:>6} {:>9} {:>8.2} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
-            row.t,
-            short(row.snr),
-            row.log_snr,
-            short(row.weight_eps),
-            short(row.normalized),
-            short(row.weight_x0),
-            short(row.weight_v),
-            short(row.weight_vlb),
-            short(row.objective),
-        )?;
-    }
+    text.push_str(&table(report)?);
     let (shares, at) = (report.stage_shares, report.log_snr_at);
     write!(
         text,
@@ -173,6 +150,46 @@ fn text(report: &Report) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Some rows of a weighting's table.
+fn table(report: &Report) -> anyhow::Result<String> {
+    let mut text = String::new();
+    writeln!(
+        text,
+        "\n{:>6} {:>9} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "t",
+        "SNR",
+        "log-SNR",
+        "on eps",
+        "/ mean",
+        "on x0",
+        "on v",
+        "on x-prev",
+        "on VLB",
+        "objective"
+    )?;
+    let last = report.table.len().saturating_sub(1);
+    let mut shown: Vec<usize> = (0..N_ROWS).map(|i| i * last / (N_ROWS - 1)).collect();
+    shown.dedup();
+    for t in shown {
+        let row = report.table.get(t).context("a schedule has levels")?;
+        writeln!(
+            text,
+            "{:>6} {:>9} {:>8.2} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            row.t,
+            short(row.snr),
+            row.log_snr,
+            short(row.weight_eps),
+            short(row.normalized),
+            short(row.weight_x0),
+            short(row.weight_v),
+            short(row.weight_x_prev),
+            short(row.weight_vlb),
+            short(row.objective),
+        )?;
+    }
+    Ok(text)
+}
+
 /// Whether what counts most is the first or the last level that counts: there is no peak in between.
 fn is_at_an_end(report: &Report) -> bool {
     let mut counts = report.table.iter().filter(|row| row.objective > 0.0);
@@ -194,14 +211,14 @@ fn short(x: f64) -> String {
 /// One row per weighting and timestep.
 fn csv(reports: &[Report]) -> anyhow::Result<String> {
     let mut text = String::from(
-        "weighting,t,snr,log_snr,weight_eps,normalized,weight_x0,weight_v,weight_vlb,objective\n",
+        "weighting,t,snr,log_snr,weight_eps,normalized,weight_x0,weight_v,weight_x_prev,weight_vlb,objective\n",
     );
     for report in reports {
         for row in &report.table {
             // A weighting with two constants has a comma in its name.
             writeln!(
                 text,
-                "\"{}\",{},{},{},{},{},{},{},{},{}",
+                "\"{}\",{},{},{},{},{},{},{},{},{},{}",
                 report.spec,
                 row.t,
                 row.snr,
@@ -210,6 +227,7 @@ fn csv(reports: &[Report]) -> anyhow::Result<String> {
                 row.normalized,
                 row.weight_x0,
                 row.weight_v,
+                row.weight_x_prev,
                 row.weight_vlb,
                 row.objective
             )?;

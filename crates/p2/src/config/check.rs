@@ -5,12 +5,12 @@ mod diffusion;
 mod lint;
 mod loss;
 mod model;
+mod sample;
 
 use std::fmt::Display;
 
-use super::section::{Data, Decay, Optim, Sample, Spacing, Train};
+use super::section::{Data, Decay, Optim, Train};
 use super::{ClassifierConfig, RunConfig};
-use crate::model::schedule;
 
 /// A value outside its range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +28,6 @@ pub struct Violation {
 /// Beyond these sizes a typing error is likelier than a wish, and products could overflow.
 const MAX_IMAGE_SIZE: usize = 4096;
 const MAX_TIMESTEPS: usize = 100_000;
-const MAX_GRID_IMAGES: usize = 4096;
 
 /// Checks every range; returns warnings about values that are allowed but doubtful.
 pub(super) fn check(config: &RunConfig) -> Result<Vec<String>, Violation> {
@@ -51,7 +50,7 @@ pub(super) fn check(config: &RunConfig) -> Result<Vec<String>, Violation> {
         "0 or more, finite",
     )?;
     check_train(&config.train)?;
-    check_sample(&config.sample, config)?;
+    sample::check(&config.sample, config)?;
     Ok(lint::lint(config, &objective))
 }
 
@@ -207,64 +206,6 @@ fn check_train(train: &Train) -> Result<(), Violation> {
         "train.keep_last",
         train.keep_last,
         "1 or more",
-    )
-}
-
-fn check_sample(sample: &Sample, config: &RunConfig) -> Result<(), Violation> {
-    let n_timesteps = config.diffusion.n_timesteps;
-    ensure(
-        (1..=n_timesteps).contains(&sample.n_steps),
-        "sample.n_steps",
-        sample.n_steps,
-        format!("1 to {n_timesteps}, the `diffusion.n_timesteps`"),
-    )?;
-    ensure(
-        !sample.sampler.is_discrete() || sample.spacing != Spacing::Karras,
-        "sample.spacing",
-        "karras",
-        "even, leading or trailing with the samplers ancestral and ddim",
-    )
-    .map_err(because("these two go from timestep to timestep"))?;
-    let ends_in_noise = schedule(&config.diffusion)
-        .is_ok_and(|schedule| schedule.log_snr().last() == Some(&f64::NEG_INFINITY));
-    ensure(
-        sample.sampler.is_discrete() || !ends_in_noise,
-        "sample.sampler",
-        sample.sampler.name(),
-        "ancestral or ddim, with a schedule that ends in pure noise",
-    )?;
-    ensure(
-        (0.0..=1.0).contains(&sample.eta),
-        "sample.eta",
-        sample.eta,
-        "0 to 1",
-    )?;
-    ensure(
-        is_size(sample.guidance),
-        "sample.guidance",
-        sample.guidance,
-        "0 or more, finite; 1 is none",
-    )?;
-    ensure(
-        sample.guidance == 1.0 || config.model.label_dropout > 0.0,
-        "sample.guidance",
-        sample.guidance,
-        "1 for a model that is not trained without classes as well",
-    )
-    .map_err(because(
-        "guidance leads away from what the model says without a class: set model.label_dropout = 0.1",
-    ))?;
-    ensure(
-        (1..=MAX_GRID_IMAGES).contains(&sample.n_images),
-        "sample.n_images",
-        sample.n_images,
-        format!("1 to {MAX_GRID_IMAGES}"),
-    )?;
-    ensure(
-        sample.seed <= i64::MAX as u64,
-        "sample.seed",
-        sample.seed,
-        format!("0 to {}", i64::MAX),
     )
 }
 

@@ -219,6 +219,8 @@ pub enum Prediction {
     X0,
     /// `sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans and Ho 2022).
     V,
+    /// The mean of the step to the timestep before (Ho et al. 2020).
+    XPrev,
 }
 
 /// The variance of the reverse process.

@@ -128,6 +128,7 @@ pub(crate) fn prediction(prediction: section::Prediction) -> Prediction {
         section::Prediction::Eps => Prediction::Eps,
         section::Prediction::X0 => Prediction::X0,
         section::Prediction::V => Prediction::V,
+        section::Prediction::XPrev => Prediction::XPrev,
     }
 }
 

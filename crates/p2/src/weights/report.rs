@@ -73,6 +73,8 @@ pub struct Row {
     pub weight_x0: f64,
     /// On the v error.
     pub weight_v: f64,
+    /// On the error of the mean of the step to the timestep before.
+    pub weight_x_prev: f64,
     /// On a term of the variational bound as Choi et al. 2022 write it, without its 1/2 and with the variance beta:
     /// their lambda'.
     pub weight_vlb: f64,
@@ -144,6 +146,7 @@ fn rows(weighting: Weighting, run: &Run) -> p2_diffusion::Result<(EffectiveObjec
             normalized: weight_eps / objective.mean_weight(),
             weight_x0: on(ErrorUnit::X0),
             weight_v: on(ErrorUnit::V),
+            weight_x_prev: on(ErrorUnit::XPrev),
             weight_vlb: vlb_multiplier * weight_eps,
             objective: objective.density()[t],
         }

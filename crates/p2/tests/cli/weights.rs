@@ -101,7 +101,7 @@ fn levels_and_figure_are_written() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let csv = fs::read_to_string(folder.path().join("w.csv")).unwrap();
     assert_eq!(csv.lines().count(), 2001);
-    assert!(csv.lines().all(|line| line.split(',').count() == 10));
+    assert!(csv.lines().all(|line| line.split(',').count() == 11));
     let figure = image::open(folder.path().join("w.png")).unwrap().to_rgb8();
     assert_eq!(figure.dimensions(), (1200, 720));
     let curve = image::Rgb([213, 94, 0]);
@@ -113,12 +113,13 @@ fn levels_and_figure_are_written() {
 #[test]
 fn people_are_told_what_is_trained_with() {
     let folder = tempdir().unwrap();
-    for target in ["eps", "x0", "v"] {
+    for target in ["eps", "x0", "v", "x-prev"] {
         let arguments = ["weights", "show", "simple", "--prediction", target];
         let output = p2(folder.path(), &arguments).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let told = format!("the network is trained with the column `on {target}`");
         assert!(text.contains(&told), "{text}");
+        assert!(text.contains(&format!("  on {target} ")), "{text}");
     }
 }
 

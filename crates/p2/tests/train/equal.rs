@@ -98,7 +98,7 @@ fn trained(project: &Project, prediction: &str, weighting: &str) -> BTreeMap<Str
 #[test]
 fn p2_without_gamma_is_the_simple_loss() {
     let project = Project::new();
-    for prediction in ["eps", "x0", "v"] {
+    for prediction in ["eps", "x0", "v", "x-prev"] {
         let simple = trained(&project, prediction, "{kind=\"simple\"}");
         let p2 = trained(&project, prediction, "{kind=\"p2\",k=1.0,gamma=0.0}");
         assert!(simple == p2, "{prediction}: tensors differ");

@@ -161,6 +161,47 @@ fn another_sampler_than_the_models_own_has_its_usual_eta() {
     }
 }
 
+/// The mean of a step to the timestep before is one at timesteps, to which some samplers keep.
+#[test]
+fn a_mean_of_steps_is_drawn_from_at_timesteps_alone() {
+    let project = Project::new();
+    let set = ["--set", "diffusion.prediction=x-prev"];
+    project.finish("run", &[&set[..], &["--max-images", "24"]].concat());
+    let mut seen = Vec::new();
+    for sampler in [
+        "ancestral",
+        "ddim",
+        "euler",
+        "heun",
+        "dpm-3m",
+        "unipc",
+        "plms",
+        "pc-vp",
+    ] {
+        let drawn = draw(&project, "run", 2, &["--sampler", sampler, "--steps", "6"]);
+        assert!(drawn.iter().all(|bits| f32::from_bits(*bits).is_finite()));
+        assert!(!seen.contains(&drawn), "{sampler} draws like another");
+        seen.push(drawn);
+    }
+    fs::remove_dir_all(project.path().join("drawn")).unwrap();
+    let karras = ["--sampler", "dpm-2m", "--spacing", "karras"];
+    check_refused(project.path(), "run", &karras, &expect![[r#""#]]);
+    for sampler in ["heun-churn", "dpm-2s", "flow"] {
+        let arguments = [
+            "sample",
+            "run",
+            "--n-images",
+            "1",
+            "--out",
+            "drawn",
+            "--sampler",
+            sampler,
+        ];
+        let output = p2(project.path(), &arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{sampler}");
+    }
+}
+
 #[test]
 fn evaluations_of_the_network_are_counted() {
     let project = trained();

@@ -3,7 +3,7 @@
 use crate::classifier::Classifier;
 use crate::cli::SampleArgs;
 use crate::config::RunConfig;
-use crate::config::section::{Sampler, Spacing};
+use crate::config::section::{Prediction, Sampler, Spacing};
 use crate::model::Model;
 use crate::model::file::Loaded;
 use crate::problem::Problem;
@@ -52,13 +52,29 @@ pub(super) fn options<'a>(
                 .hint("leave --eta away, or use --sampler ddim"),
         );
     }
-    if options.sampler.is_discrete() && options.spacing == Spacing::Karras {
-        let message = format!("{} goes from timestep to timestep", options.sampler.name());
+    check_levels(&options, config.diffusion.prediction)?;
+    Ok(options)
+}
+
+/// Refuses noise levels between timesteps where there are none: for the sampler, or for what the model predicts.
+fn check_levels(options: &SampleOptions<'_>, prediction: Prediction) -> Result<(), Problem> {
+    let (sampler, spacing) = (options.sampler, options.spacing);
+    if sampler.is_discrete() && spacing == Spacing::Karras {
+        let message = format!("{} goes from timestep to timestep", sampler.name());
         return Err(Problem::new(message)
             .because("karras spacing has levels between them")
             .hint("use --sampler euler, which is ddim between timesteps too"));
     }
-    Ok(options)
+    if prediction == Prediction::XPrev && sampler.goes_between(spacing) {
+        let message = match spacing {
+            Spacing::Karras => "karras spacing has noise levels between timesteps".to_owned(),
+            _ => format!("{} asks for noise levels between timesteps", sampler.name()),
+        };
+        return Err(Problem::new(message)
+            .because("the model predicts the mean of the step to the timestep before (x-prev), and knows none there")
+            .hint("use --sampler ancestral or --sampler ddim, with --spacing even"));
+    }
+    Ok(())
 }
 
 /// How far to go away from which worse guess.

@@ -1,7 +1,7 @@
 //! Which noise schedules are allowed.
 
 use super::{MAX_TIMESTEPS, Violation, because, ensure};
-use crate::config::section::{Diffusion, Schedule, Time, Variance};
+use crate::config::section::{Diffusion, Prediction, Schedule, Time, Variance};
 use crate::model::training_schedule;
 
 /// Timesteps with levels between them.
@@ -43,6 +43,15 @@ fn check_continuous(diffusion: &Diffusion) -> Result<(), Violation> {
     )
     .map_err(because(
         "a learned variance is that of a step from timestep to timestep",
+    ))?;
+    ensure(
+        diffusion.prediction != Prediction::XPrev,
+        "diffusion.prediction",
+        "x-prev",
+        "eps, x0 or v, with diffusion.time = \"continuous\"",
+    )
+    .map_err(because(
+        "it is the mean of a step from timestep to timestep",
     ))?;
     let n = diffusion.n_timesteps;
     ensure(

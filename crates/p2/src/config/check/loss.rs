@@ -56,7 +56,7 @@ fn refused(error: Error, loss: &Loss) -> Violation {
         Error::ZeroSnr { .. } => violation(
             "diffusion.prediction",
             "eps".into(),
-            "x0 or v, with a schedule that ends in pure noise".into(),
+            "x0, v or x-prev, with a schedule that ends in pure noise".into(),
         ),
         error => violation(
             "loss.weighting",

@@ -77,6 +77,11 @@ impl Sampler {
         matches!(self, Self::Ancestral | Self::Ddim)
     }
 
+    /// Whether it asks the network for noise levels between timesteps.
+    pub fn goes_between(self, spacing: Spacing) -> bool {
+        spacing == Spacing::Karras || matches!(self, Self::HeunChurn | Self::Dpm2s | Self::Flow)
+    }
+
     /// Whether a share of fresh noise can be chosen.
     pub fn has_eta(self) -> bool {
         matches!(

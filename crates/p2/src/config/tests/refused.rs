@@ -133,6 +133,9 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
         &[continuous[0]],
         &[continuous[0], continuous[1], importance],
         &[continuous[0], continuous[1], "diffusion.n_timesteps=20000"],
+        &[continuous[0], continuous[1], "diffusion.prediction=x-prev"],
+        &["diffusion.prediction=x-prev", "sample.sampler=heun-churn"],
+        &["diffusion.prediction=x-prev", "sample.sampler=flow"],
     ] {
         assert!(emoji(assignments).is_err(), "{assignments:?}");
     }
@@ -147,10 +150,17 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
 
             hint: change it where it stands, or override it with --set loss.density=VALUE"#]],
     );
+    let x_prev = [
+        "diffusion.prediction=x-prev",
+        "sample.sampler=dpm-2m",
+        "sample.spacing=karras",
+    ];
+    assert!(emoji(&x_prev[..2]).is_ok());
+    expect![[r#""#]].assert_eq(&render(emoji(&x_prev).unwrap_err()));
     check_set(
         "diffusion.schedule={zero-terminal-snr={of=\"cosine\"}}",
         &expect![[r#"
-            error: `diffusion.prediction` is eps; allowed: x0 or v, with a schedule that ends in pure noise
+            error: `diffusion.prediction` is eps; allowed: x0, v or x-prev, with a schedule that ends in pure noise
               --> src/config/tests.toml:31:15
                |
             31 | prediction  = "eps"                                   # as in the paper
