@@ -10,7 +10,7 @@ pub struct Denoised {
     /// The guess of the clean images, like `x_t`; not clipped.
     pub x0_hat: Tensor,
     /// With learned variance: where the log-variance lies between the posterior's (-1) and beta's (1), like
-    /// `x_t`; not clamped.
+    /// `x_t`; not clamped. With [`Variance::Learned`] the log-variance itself.
     pub variance_mix: Option<Tensor>,
 }
 

@@ -151,7 +151,7 @@ pub enum Error {
         expected: Vec<usize>,
     },
     /// A reverse process with learned variance met a denoiser without one.
-    #[error("variance is learned-range, but the denoiser returned no variance_mix")]
+    #[error("the variance is learned, but the denoiser returned no variance_mix")]
     MissingVarianceMix,
     /// A guess that does not depend on what was seen, as far as candle's graph knows.
     #[error("the guess does not depend on x_t in candle's graph: its derivative is not known")]

@@ -16,21 +16,38 @@ pub enum Variance {
     ///
     /// The network has twice as many channels; the second half is the `variance_mix`.
     LearnedRange,
+    /// Learned: the second half of twice as many channels is its logarithm itself, `LEARNED` of the reference code.
+    ///
+    /// A new network says 0, which is a variance of 1, and first learns how small steps are. What it learns is the
+    /// step between neighboring timesteps, so that a sampler that makes longer ones has too little noise.
+    Learned,
 }
 
 impl Variance {
+    /// Every variance.
+    pub const ALL: [Self; 4] = [
+        Self::FixedSmall,
+        Self::FixedLarge,
+        Self::LearnedRange,
+        Self::Learned,
+    ];
+
+    /// Whether the network says something of it, in channels of its own.
+    #[must_use]
+    pub fn is_learned(self) -> bool {
+        matches!(self, Self::LearnedRange | Self::Learned)
+    }
+
     /// Channels of the network's output for images with `n_channels`.
     #[must_use]
     pub fn output_channels(self, n_channels: usize) -> usize {
-        match self {
-            Self::FixedSmall | Self::FixedLarge => n_channels,
-            Self::LearnedRange => 2 * n_channels,
-        }
+        n_channels * if self.is_learned() { 2 } else { 1 }
     }
 
     /// Cuts a network's output `[N, .., C or 2C]` into the prediction and, if learned, the `variance_mix`.
     ///
-    /// Each is shaped like `x_t` `[N, .., C]`. A mix of -1 means the posterior variance, 1 means beta.
+    /// Each is shaped like `x_t` `[N, .., C]`. A mix of -1 means the posterior variance, 1 means beta; with
+    /// [`Self::Learned`] it is the logarithm of the variance.
     ///
     /// # Errors
     /// [`Error::Shape`] if the last axis of `output` does not hold [`Self::output_channels`].
@@ -45,7 +62,7 @@ impl Variance {
                 expected,
             });
         }
-        if self != Self::LearnedRange {
+        if !self.is_learned() {
             return Ok((output.clone(), None));
         }
         // Contiguous once, because candle walks strided tensors in pieces of C elements.
@@ -95,6 +112,10 @@ impl<'a> StepVariance<'a> {
                 let above_posterior = self.learned(x)?.affine(1.0, 1.0)?;
                 per_image::scale(&above_posterior, per_timestep(&half_range))
             }
+            Variance::Learned => {
+                let posterior = per_image::column(per_timestep(&|t| posterior[t]), x)?;
+                Ok(posterior.broadcast_sub(self.learned(x)?)?)
+            }
         }
     }
 
@@ -105,6 +126,9 @@ impl<'a> StepVariance<'a> {
         x: &Tensor,
         t: &[u32],
     ) -> Result<Tensor> {
+        if self.kind == Variance::Learned {
+            return self.learned(x).cloned();
+        }
         let posterior = schedule.posterior_log_variance_clipped();
         let posterior = per_image::column(per_image::gather(posterior, t, |log| log), x)?;
         Ok(posterior.broadcast_sub(&self.log_ratio(schedule, x, t)?)?)

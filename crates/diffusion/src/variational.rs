@@ -12,8 +12,11 @@ use crate::{NoiseSchedule, Prediction, Result};
 const HALF_BIN: f64 = 1.0 / 255.0;
 /// Pixels beyond this belong to the first or last bin, which reaches to infinity.
 const LAST_BIN: f64 = 0.999;
-/// No bin is less probable, so that the logarithm stays finite.
+/// No bin is less probable, so that the logarithm stays finite. There is no gradient there.
 const MIN_PROBABILITY: f64 = 1e-12;
+/// Standard deviations from the mean at which the distribution function is 0 or 1 to all digits of f64. Its cube
+/// would overflow far from the mean of a tiny variance, and the gradient of a flat tanh of infinity is not a number.
+const FAR: f64 = 10.0;
 
 /// Log-likelihood (in nats) of 8-bit pixels under a normal distribution, integrated over each pixel's bin.
 ///
@@ -52,8 +55,9 @@ fn centered_log_likelihood(x: &Tensor, centered: &Tensor, precision: &Tensor) ->
 /// `0.5 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`, close to the normal distribution function.
 fn normal_cdf(x: &Tensor) -> Result<Tensor> {
     let scale = FRAC_2_PI.sqrt();
+    let x = x.clamp(-FAR, FAR)?;
     let inner = x.sqr()?.affine(0.044715 * scale, scale)?; // [N, ..]
-    Ok((inner * x)?.tanh()?.affine(0.5, 0.5)?)
+    Ok((inner * &x)?.tanh()?.affine(0.5, 0.5)?)
 }
 
 /// A model's guess at images, held against the truth. Gradients pass through what carries them.

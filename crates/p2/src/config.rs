@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use change::{Change, Changes, changes};
 pub use check::Violation;
+pub(crate) use check::short_variance;
 pub use classifier::{ClassifierConfig, ClassifierRun};
 pub use count::Count;
 pub use preset::{CLASSIFIER_PRESETS, PRESETS, Preset};

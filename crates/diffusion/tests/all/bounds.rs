@@ -8,13 +8,8 @@ use p2_diffusion::{
     Denoised, NoiseSchedule, Result, Variance, bound_terms, discretized_gaussian_log_likelihood,
 };
 
-use crate::support::{check_absolute, fill, values};
+use crate::support::{check_absolute, fill, learned_variance, values};
 
-const VARIANCES: [Variance; 3] = [
-    Variance::FixedSmall,
-    Variance::FixedLarge,
-    Variance::LearnedRange,
-];
 /// Two images at t = 0, because they are taken out of the batch and put back.
 const T: [u32; 6] = [500, 0, 1, 900, 0, 258];
 const SHAPE: [usize; 3] = [6, 4, 2];
@@ -28,7 +23,7 @@ struct Batch {
 }
 
 impl Batch {
-    fn new() -> Result<Self> {
+    fn new(variance: Variance) -> Result<Self> {
         let schedule = NoiseSchedule::linear(1000)?;
         let x0 = fill(&SHAPE, DType::F64, |i| {
             (1.2 * (0.9 * i + 0.3).sin()).clamp(-1.0, 1.0)
@@ -39,7 +34,7 @@ impl Batch {
             x_t: schedule.add_noise(&x0, &eps, &T)?,
             denoised: Denoised {
                 x0_hat: (&x0 + error)?,
-                variance_mix: Some(fill(&SHAPE, DType::F64, |i| 0.8 * (3.1 * i).sin())?),
+                variance_mix: learned_variance(variance, &schedule, &SHAPE, &T)?,
             },
             schedule,
             x0,
@@ -78,8 +73,8 @@ impl Batch {
 
 #[test]
 fn terms_are_divergences_of_normal_distributions() -> Result<()> {
-    let batch = Batch::new()?;
-    for variance in VARIANCES {
+    for variance in Variance::ALL {
+        let batch = Batch::new(variance)?;
         for clip in [Clip::Off, Clip::Pixels] {
             let options = AncestralOptions { clip, variance };
             let images = (&batch.x0, &batch.x_t);

@@ -220,7 +220,7 @@ fn samplers() -> Result<()> {
     };
     check(
         sampler::p_mean_variance(&schedule, &x, &denoised, &[5], options),
-        "variance is learned-range, but the denoiser returned no variance_mix",
+        "the variance is learned, but the denoiser returned no variance_mix",
     );
     for eta in [-0.1, 1.1, f64::NAN] {
         let options = DdimOptions {

@@ -5,7 +5,7 @@ use p2_diffusion::{
     Error, LossTerms, NoiseSchedule, Objective, Prediction, Result, Variance, Weighting,
 };
 
-use crate::support::{check_absolute, fill, values};
+use crate::support::{check_absolute, fill, learned_variance, values};
 
 /// Two images at t = 0, because they are taken out of the batch and put back.
 const T: [u32; 4] = [6, 0, 1, 0];
@@ -19,7 +19,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(prediction: Prediction) -> Result<Self> {
+    fn new(prediction: Prediction, variance: Variance) -> Result<Self> {
         // Few levels, so that the range of the learned variance is wide.
         let schedule = NoiseSchedule::linear(40)?;
         // Clamped pixels fall into the first and last bin of the likelihood at t = 0.
@@ -35,13 +35,13 @@ impl Case {
         let off = fill(&[4, 3, CHANNELS], DType::F64, |i| {
             off * (2.9 * i + 0.4).sin()
         })?;
-        let mix = fill(&[4, 3, CHANNELS], DType::F64, |i| 0.9 * (0.7 * i).sin())?;
         let predicted = (prediction.target(&schedule, &x0, &eps, &T)? + off)?;
         let weighting = Weighting::P2 { k: 1.0, gamma: 0.5 };
-        let variance = Variance::LearnedRange;
+        let mix = learned_variance(variance, &schedule, &[4, 3, CHANNELS], &T)?;
+        let halves = [Some(predicted), mix].into_iter().flatten();
         Ok(Self {
             objective: Objective::new(&schedule, prediction, variance, weighting)?,
-            output: values(&Tensor::cat(&[predicted, mix], 2)?)?,
+            output: values(&Tensor::cat(&halves.collect::<Vec<_>>(), 2)?)?,
             x0,
             eps,
         })
@@ -86,10 +86,20 @@ fn vb(loss: &LossTerms) -> Result<Tensor> {
     loss.vb.clone().ok_or(Error::MissingVarianceMix)
 }
 
+/// Every prediction with every variance that is learned.
+fn learned() -> impl Iterator<Item = (Prediction, Variance)> {
+    Prediction::ALL.into_iter().flat_map(|prediction| {
+        let variances = Variance::ALL.into_iter();
+        variances
+            .filter(|variance| variance.is_learned())
+            .map(move |variance| (prediction, variance))
+    })
+}
+
 #[test]
 fn weighted_loss() -> Result<()> {
-    for prediction in Prediction::ALL {
-        let case = Case::new(prediction)?;
+    for (prediction, variance) in learned() {
+        let case = Case::new(prediction, variance)?;
         let got = case.gradient(|loss| Ok(loss.weighted.clone()))?;
         // The prediction learns from the weighted mse alone, the mix from vb alone.
         let by_mse = case.finite_differences(|loss| Ok((&loss.weighted - vb(loss)?)?))?;
@@ -108,7 +118,7 @@ fn weighted_loss() -> Result<()> {
                 let largest = expected
                     .iter()
                     .fold(0.0_f64, |max, slope| max.max(slope.abs()));
-                let name = format!("{prediction}, image {n}, prediction {half}");
+                let name = format!("{prediction}, {variance:?}, image {n}, prediction {half}");
                 assert!(largest > 1e-5, "{name}: the loss is flat, {largest:e}");
                 check_absolute(&name, &got, &expected, 1e-5 * largest);
             }
@@ -119,7 +129,7 @@ fn weighted_loss() -> Result<()> {
 
 #[test]
 fn vb_does_not_train_the_prediction() -> Result<()> {
-    let case = Case::new(Prediction::Eps)?;
+    let case = Case::new(Prediction::Eps, Variance::LearnedRange)?;
     let got = case.gradient(vb)?;
     let would_be = case.finite_differences(vb)?;
     for i in (0..got.len()).filter(|&i| is_prediction(i)) {
@@ -131,10 +141,36 @@ fn vb_does_not_train_the_prediction() -> Result<()> {
 
 #[test]
 fn mse_eps_carries_no_gradient() -> Result<()> {
-    let case = Case::new(Prediction::Eps)?;
+    let case = Case::new(Prediction::Eps, Variance::LearnedRange)?;
     let output = Var::from_tensor(&case.tensor(&case.output)?)?;
     let loss = case.loss(&output)?;
     assert!(loss.mse_eps.sum_all()?.backward()?.get(&output).is_none());
     assert!(loss.mse.sum_all()?.backward()?.get(&output).is_some());
+    Ok(())
+}
+
+/// Far from the mean of a tiny variance the likelihood of a pixel is flat, in f32 too.
+#[test]
+fn a_tiny_variance_has_a_gradient() -> Result<()> {
+    let schedule = NoiseSchedule::linear(1000)?;
+    let simple = Weighting::Simple {};
+    let objective = Objective::new(&schedule, Prediction::X0, Variance::Learned, simple)?;
+    let x0 = Tensor::new(&[[-1f32, -0.5, 0.5, 1.0]], &Device::Cpu)?;
+    let log_variance = -100.0;
+    let output = [
+        0f32,
+        0.0,
+        0.0,
+        0.0,
+        log_variance,
+        log_variance,
+        log_variance,
+        log_variance,
+    ];
+    let output = Var::new(&[output], &Device::Cpu)?;
+    let loss = objective.loss(&output, &x0, &x0, &[0])?;
+    let grads = loss.weighted.sum_all()?.backward()?;
+    let d_output = values(grads.get(&output).ok_or(Error::MissingVarianceMix)?)?;
+    check_absolute("log variance", &d_output[4..], &[0.0; 4], 0.0);
     Ok(())
 }

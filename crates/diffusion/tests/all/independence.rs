@@ -40,9 +40,8 @@ impl Batch {
     }
 
     /// Everything the crate computes about the batch; each tensor has one row per image.
-    fn results(&self, prediction: Prediction) -> Result<Vec<Tensor>> {
+    fn results(&self, prediction: Prediction, variance: Variance) -> Result<Vec<Tensor>> {
         let schedule = NoiseSchedule::linear(1000)?;
-        let variance = Variance::LearnedRange;
         let weighting = Weighting::P2 { k: 1.0, gamma: 0.5 };
         let objective = Objective::new(&schedule, prediction, variance, weighting)?;
         let t = &self.t;
@@ -79,8 +78,12 @@ impl Batch {
 #[test]
 fn of_size_and_place() -> Result<()> {
     let batch = Batch::new()?;
-    for prediction in Prediction::ALL {
-        let expected = batch.results(prediction)?;
+    let predictions = Prediction::ALL.map(|prediction| (prediction, Variance::LearnedRange));
+    for (prediction, variance) in predictions
+        .into_iter()
+        .chain([(Prediction::V, Variance::Learned)])
+    {
+        let expected = batch.results(prediction, variance)?;
         for rows in [
             &[0][..],
             &[1],
@@ -89,7 +92,7 @@ fn of_size_and_place() -> Result<()> {
             &[5, 4, 3, 2, 1, 0],
             &[4, 0, 4],
         ] {
-            let got = batch.select(rows)?.results(prediction)?;
+            let got = batch.select(rows)?.results(prediction, variance)?;
             for (which, (got, expected)) in got.iter().zip(&expected).enumerate() {
                 for (place, &row) in rows.iter().enumerate() {
                     let got = bits(&got.narrow(0, place, 1)?)?;

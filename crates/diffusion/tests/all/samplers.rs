@@ -281,6 +281,35 @@ fn samplers_build_no_graph() -> Result<()> {
     Ok(())
 }
 
+/// A network that says the logarithm of beta draws as with the fixed large variance.
+#[test]
+fn a_learned_variance_is_taken_as_it_is() -> Result<()> {
+    let schedule = NoiseSchedule::linear(1000)?;
+    let x_t = fill(&[3, 2], DType::F64, |i| (1.9 * i + 0.2).sin())?;
+    let t = [999, 500, 1];
+    let log_variance: Vec<f64> = t
+        .iter()
+        .map(|&t| schedule.beta()[t as usize].ln())
+        .collect();
+    let log_variance = Tensor::from_vec(log_variance, (3, 1), &Device::Cpu)?;
+    let denoised = Denoised {
+        x0_hat: x_t.affine(0.5, 0.0)?,
+        variance_mix: Some(log_variance.broadcast_as((3, 2))?.contiguous()?),
+    };
+    let draw = |variance| -> Result<Vec<f64>> {
+        let options = AncestralOptions {
+            clip: Clip::Off,
+            variance,
+        };
+        let step = sampler::p_mean_variance(&schedule, &x_t, &denoised, &t, options)?;
+        values(&step.sample(&x_t)?)
+    };
+    let (learned, large) = (draw(Variance::Learned)?, draw(Variance::FixedLarge)?);
+    check_absolute("sample", &learned, &large, 1e-14);
+    assert!(draw(Variance::FixedSmall)? != learned);
+    Ok(())
+}
+
 /// A network that says what the best denoiser guesses, in its own words.
 struct Network {
     best: Best,

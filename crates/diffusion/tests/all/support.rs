@@ -1,7 +1,7 @@
 //! Inputs and comparisons shared by the tests.
 
 use candle_core::{DType, Device, Tensor};
-use p2_diffusion::Result;
+use p2_diffusion::{NoiseSchedule, Result, Variance};
 
 /// `f(0), f(1), ..` as a tensor of the shape, row-major.
 pub(crate) fn fill(shape: &[usize], dtype: DType, f: impl Fn(f64) -> f64) -> Result<Tensor> {
@@ -49,6 +49,28 @@ pub(crate) fn check_absolute(name: &str, got: &[f64], expected: &[f64], toleranc
             distance <= tolerance,
             "{name}[{i}]: got {got:e}, expected {expected:e}"
         );
+    }
+}
+
+/// What a network may say of a learned variance: about the middle of the range, on either scale.
+pub(crate) fn learned_variance(
+    variance: Variance,
+    schedule: &NoiseSchedule,
+    shape: &[usize],
+    t: &[u32],
+) -> Result<Option<Tensor>> {
+    let mix = fill(shape, DType::F64, |i| 0.8 * (3.1 * i).sin())?;
+    match variance {
+        Variance::FixedSmall | Variance::FixedLarge => Ok(None),
+        Variance::LearnedRange => Ok(Some(mix)),
+        Variance::Learned => {
+            let mut column = vec![1; shape.len()];
+            column[0] = t.len();
+            let posterior = schedule.posterior_log_variance_clipped();
+            let posterior: Vec<f64> = t.iter().map(|&t| posterior[t as usize]).collect();
+            let posterior = Tensor::from_vec(posterior, column, &Device::Cpu)?;
+            Ok(Some(mix.broadcast_add(&posterior)?))
+        }
     }
 }
 

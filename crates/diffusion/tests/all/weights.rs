@@ -106,7 +106,7 @@ fn output_is_split_into_prediction_and_mix() -> Result<()> {
     Ok(())
 }
 
-/// One denoiser's error, stated in eps, x0 or v, gives the same loss and the same gradient.
+/// One denoiser's error, stated in whatever is predicted, gives the same loss and the same gradient.
 #[test]
 fn loss_does_not_depend_on_the_target() -> Result<()> {
     let schedule = NoiseSchedule::linear(1000)?;

@@ -28,7 +28,7 @@ const GRID_IMAGES: u64 = 64;
 pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Result<ExitStatus> {
     engine::with_threads(arguments.threads, |cpu| {
         let networks = Networks::load(arguments, cpu, printer)?;
-        let cascade = networks.cascade(arguments)?;
+        let cascade = networks.cascade(arguments, printer)?;
         for path in networks.paths() {
             printer.note(format_args!("sampling from {}", path.display()));
         }

@@ -7,6 +7,8 @@ mod loss;
 mod model;
 mod sample;
 
+pub(crate) use lint::short_variance;
+
 use std::fmt::Display;
 
 use super::section::{Data, Decay, Optim, Train};

@@ -233,6 +233,8 @@ pub enum Variance {
     FixedLarge,
     /// Learned, between the two (Nichol and Dhariwal 2021).
     LearnedRange,
+    /// Learned, its logarithm as it is; a new network says 1.
+    Learned,
 }
 
 /// `[loss]`: how errors at different noise levels are weighed against each other.

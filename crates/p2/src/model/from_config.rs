@@ -137,6 +137,7 @@ pub(super) fn variance(variance: section::Variance) -> Variance {
         section::Variance::FixedSmall => Variance::FixedSmall,
         section::Variance::FixedLarge => Variance::FixedLarge,
         section::Variance::LearnedRange => Variance::LearnedRange,
+        section::Variance::Learned => Variance::Learned,
     }
 }
 

@@ -46,7 +46,7 @@ fn every_objective_trains_and_is_like_no_other() {
     let project = Project::new();
     let mut seen = BTreeMap::new();
     for prediction in ["eps", "x0", "v", "x-prev"] {
-        for variance in ["fixed-small", "fixed-large", "learned-range"] {
+        for variance in ["fixed-small", "fixed-large", "learned-range", "learned"] {
             for weighting in ["simple", "p2", "p2-raw"] {
                 let constants = if weighting == "simple" {
                     ""

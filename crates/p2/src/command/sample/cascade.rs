@@ -10,6 +10,7 @@ use super::options::{classifier_guidance, guidance, options};
 use crate::classifier::{self, Classifier};
 use crate::cli::SampleArgs;
 use crate::config::section::{Crop, Data, GroupBy, SkinTones};
+use crate::config::short_variance;
 use crate::data::{Dataset, Split};
 use crate::model::file::{Loaded, load};
 use crate::model::{Condition, Model};
@@ -84,10 +85,16 @@ impl Networks {
         self.stages.iter().map(|stage| stage.path.as_path())
     }
 
-    pub(super) fn cascade(&self, arguments: &SampleArgs) -> anyhow::Result<Cascade<'_>> {
+    pub(super) fn cascade(
+        &self,
+        arguments: &SampleArgs,
+        printer: &Printer,
+    ) -> anyhow::Result<Cascade<'_>> {
         let guide = self.guide.as_ref().map(|loaded| &loaded.model);
         let stages = self.stages.iter().map(|loaded| {
             let options = options(arguments, &loaded.run)?;
+            let doubt = short_variance(&loaded.run.diffusion, options.sampler, options.n_steps);
+            doubt.iter().for_each(|text| printer.warn(text));
             let classifier = self.classifier();
             let classifier = classifier.filter(|classifier| guides(classifier, &loaded.model));
             let classifier =

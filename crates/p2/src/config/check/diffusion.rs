@@ -35,10 +35,15 @@ pub(super) fn check(diffusion: &Diffusion) -> Result<(), Violation> {
 
 /// Between two timesteps there is no step of the sampler.
 fn check_continuous(diffusion: &Diffusion) -> Result<(), Violation> {
+    let learned = match diffusion.variance {
+        Variance::FixedSmall | Variance::FixedLarge => None,
+        Variance::LearnedRange => Some("learned-range"),
+        Variance::Learned => Some("learned"),
+    };
     ensure(
-        diffusion.variance != Variance::LearnedRange,
+        learned.is_none(),
         "diffusion.variance",
-        "learned-range",
+        learned.unwrap_or_default(),
         "fixed-small or fixed-large, with diffusion.time = \"continuous\"",
     )
     .map_err(because(

@@ -2,7 +2,7 @@
 
 use p2_diffusion::{Density, Objective, TimestepDensity, Weighting};
 
-use crate::config::section::{Loss, Sample, Schedule, Time};
+use crate::config::section::{Diffusion, Loss, Sample, Sampler, Schedule, Time, Variance};
 use crate::config::{ClassifierConfig, RunConfig};
 use crate::weights::spec;
 
@@ -28,6 +28,11 @@ pub(super) fn lint(config: &RunConfig, objective: &Objective) -> Vec<String> {
         few_levels(loss, objective),
         long_average(config),
         unused_eta(&config.sample),
+        short_variance(
+            &config.diffusion,
+            config.sample.sampler,
+            config.sample.n_steps,
+        ),
     ]
     .into_iter()
     .flatten()
@@ -258,6 +263,23 @@ fn unused_eta(sample: &Sample) -> Option<String> {
             "sample.eta = {} changes nothing: {} has a noise of its own, or none; set it to 0, or take ddim",
             sample.eta,
             sample.sampler.name()
+        )
+    })
+}
+
+/// A variance of steps shorter than those of the sampler.
+pub(crate) fn short_variance(
+    diffusion: &Diffusion,
+    sampler: Sampler,
+    n_steps: usize,
+) -> Option<String> {
+    let n_timesteps = diffusion.n_timesteps;
+    let is_short = diffusion.variance == Variance::Learned && n_steps < n_timesteps;
+    (is_short && sampler == Sampler::Ancestral).then(|| {
+        format!(
+            "diffusion.variance = learned is that of a step to the next timestep, and ancestral sampling in {n_steps} \
+             steps makes longer ones: too little noise is added on the way; take {n_timesteps} steps or ddim, or \
+             train with learned-range"
         )
     })
 }

@@ -131,6 +131,7 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
         &["loss.density={loss-second-moment={n_history=0,uniform=0.001}}"],
         &["loss.density={loss-second-moment={n_history=10,uniform=0.0}}"],
         &[continuous[0]],
+        &[continuous[0], "diffusion.variance=learned"],
         &[continuous[0], continuous[1], importance],
         &[continuous[0], continuous[1], "diffusion.n_timesteps=20000"],
         &[continuous[0], continuous[1], "diffusion.prediction=x-prev"],

@@ -131,6 +131,10 @@ fn what_learns_or_runs_in_vain() {
             &["sample.sampler=heun", "sample.eta=0.5"],
             "changes nothing: heun",
         ),
+        (
+            &["diffusion.variance=learned", "sample.sampler=ancestral"],
+            "take 1000 steps or ddim",
+        ),
     ]);
 }
 
