@@ -123,6 +123,9 @@ pub enum Error {
         /// The mean.
         mean_weight: f64,
     },
+    /// A weight on the variational bound, which weighs noise levels itself.
+    #[error("the variational bound weighs noise levels itself: its weighting must be simple")]
+    WeightedBound,
     /// Where the SNR is 0, x_t says nothing about x0, so that eps cannot be turned into an image.
     #[error("prediction eps needs an SNR above 0, at t = {t} it is 0")]
     ZeroSnr {

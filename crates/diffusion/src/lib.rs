@@ -14,6 +14,7 @@ mod guidance;
 mod level;
 mod log_density;
 mod loss;
+mod loss_type;
 mod per_image;
 mod prediction;
 mod respacing;
@@ -37,6 +38,7 @@ pub use guidance::{
 pub use level::NoiseLevel;
 pub use log_density::{LogDensities, log_densities};
 pub use loss::{LossTerms, Objective};
+pub use loss_type::LossType;
 pub use prediction::Prediction;
 pub use respacing::{Levels, space_timesteps};
 pub use schedule::{NoiseSchedule, Time};

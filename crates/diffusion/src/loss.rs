@@ -7,7 +7,8 @@ use crate::variance::StepVariance;
 use crate::variational::{self, Guess};
 use crate::weighting::{AdaptiveBuckets, target_weights};
 use crate::{
-    Error, NoiseLevel, NoiseSchedule, Prediction, Result, StatefulWeighting, Variance, Weighting,
+    Error, LossType, NoiseLevel, NoiseSchedule, Prediction, Result, StatefulWeighting, Variance,
+    Weighting,
 };
 
 /// The loss of a batch in its parts, each `[N]`, in the type of the network's output.
@@ -17,13 +18,15 @@ pub struct LossTerms {
     pub mse: Tensor,
     /// The same error in units of eps: comparable across predictions. Carries no gradient.
     pub mse_eps: Tensor,
-    /// Variational term of a learned variance, bits per dimension times `T / 1000`. Trains the variance only.
+    /// Variational term, bits per dimension times [`LossType::bits_factor`]: of a learned variance, which is all that
+    /// it trains, or where it is what is minimized.
     pub vb: Option<Tensor>,
-    /// What is minimized: weight times `mse`, plus `vb`, plus what a weighting that learns adds.
+    /// What is minimized: weight times `mse`, plus `vb`, plus what a weighting that learns adds; `vb` alone where the
+    /// variational bound is minimized.
     pub weighted: Tensor,
 }
 
-/// What a training minimizes: a prediction, a variance and a weight per noise level.
+/// What a training minimizes: a loss type, a prediction, a variance and a weight per noise level.
 ///
 /// # Example
 /// ```
@@ -43,6 +46,7 @@ pub struct LossTerms {
 /// ```
 #[derive(Debug)]
 pub struct Objective {
+    loss_type: LossType,
     schedule: NoiseSchedule,
     prediction: Prediction,
     variance: Variance,
@@ -61,18 +65,39 @@ enum Learning {
 }
 
 impl Objective {
-    /// The objective with one of the named weightings.
+    /// The objective with one of the named weightings, of type [`LossType::RescaledMse`].
     ///
     /// # Errors
-    /// [`Error::Constant`] if a constant of the weighting is negative or not finite; [`Error::Weight`] with
-    /// the first timestep whose weight is not finite or lost in f32; [`Error::ZeroSnr`] for prediction eps
-    /// on a schedule that ends with an SNR of 0.
+    /// As for [`Self::of_type`].
     pub fn new(
         schedule: &NoiseSchedule,
         prediction: Prediction,
         variance: Variance,
         weighting: Weighting,
     ) -> Result<Self> {
+        let loss_type = LossType::RescaledMse;
+        Self::of_type(loss_type, schedule, prediction, variance, weighting)
+    }
+
+    /// The objective of a type, with one of the named weightings.
+    ///
+    /// # Errors
+    /// [`Error::WeightedBound`] for any weighting but [`Weighting::Simple`] where the variational bound is minimized;
+    /// [`Error::Constant`] if a constant of the weighting is negative or not finite; [`Error::Weight`] with
+    /// the first timestep whose weight is not finite or lost in f32; [`Error::ZeroSnr`] for prediction eps
+    /// on a schedule that ends with an SNR of 0.
+    pub fn of_type(
+        loss_type: LossType,
+        schedule: &NoiseSchedule,
+        prediction: Prediction,
+        variance: Variance,
+        weighting: Weighting,
+    ) -> Result<Self> {
+        let weighting = match (loss_type.is_bound(), weighting) {
+            (false, weighting) => weighting,
+            (true, Weighting::Simple {}) => Weighting::Vlb {},
+            (true, _) => return Err(Error::WeightedBound),
+        };
         weighting.check(prediction)?;
         let weight_target = |level| weighting.weight_target(prediction, level);
         let objective = Self::with_weight_target(schedule, prediction, variance, weight_target)?;
@@ -82,6 +107,7 @@ impl Objective {
             None => Learning::No,
         };
         Ok(Self {
+            loss_type,
             learning,
             ..objective
         })
@@ -133,6 +159,7 @@ impl Objective {
             return Err(Error::ZeroSnr { t });
         }
         Ok(Self {
+            loss_type: LossType::RescaledMse,
             weight_target: target_weights(schedule, prediction, weight_target)?,
             schedule: schedule.clone(),
             prediction,
@@ -142,6 +169,9 @@ impl Objective {
     }
 
     /// The weight on the squared error of the prediction, one per timestep: `[T]`. One that learns starts with it.
+    ///
+    /// Where the variational bound is minimized, what its terms amount to with the posterior's variance:
+    /// [`Weighting::Vlb`].
     #[must_use]
     pub fn weight_target(&self) -> &[f64] {
         &self.weight_target
@@ -168,7 +198,8 @@ impl Objective {
     /// The loss of a batch, differentiable with respect to `output`.
     ///
     /// `weighted = weight_target[t] mse + vb`. The prediction gets no gradient from `vb`, the variance gets
-    /// no gradient from `mse`, and no weight applies to `vb`.
+    /// no gradient from `mse`, and no weight applies to `vb`. Where the variational bound is minimized, `weighted = vb`,
+    /// which both get their gradient from; for pixels whose probability is at its floor there is none.
     ///
     /// # Shapes and units
     /// - `output`: `[N, H, W, C]`, or `[N, H, W, 2C]` with learned variance; what the network said about
@@ -183,7 +214,7 @@ impl Objective {
     ///
     /// # Source
     /// Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 16 (hybrid loss); Choi et al. 2022, arXiv 2204.00227,
-    /// eq. 8. Golden: `tests/all/goldens.rs`.
+    /// eq. 8; Ho et al. 2020, arXiv 2006.11239, eq. 5 (variational bound). Golden: `tests/all/goldens.rs`.
     pub fn loss(&self, output: &Tensor, x0: &Tensor, eps: &Tensor, t: &[u32]) -> Result<LossTerms> {
         let target = self.prediction.target(&self.schedule, x0, eps, t)?; // [N, .., C]
         let (predicted, mix) = self.variance.split(output, x0)?;
@@ -194,39 +225,55 @@ impl Objective {
         let rates = levels
             .map(|level| self.prediction.exchange_rate(level))
             .collect();
+        let mse_eps = per_image::scale(&mse.detach(), rates)?;
+        if self.loss_type.is_bound() {
+            let vb = self.vb((&error, &squared), x0, mix.as_ref(), t)?; // [N]
+            return Ok(LossTerms {
+                mse,
+                mse_eps,
+                weighted: vb.clone(),
+                vb: Some(vb),
+            });
+        }
         let ImageWeights { factor, penalty } = self.image_weights(t)?;
-        let weighted_mse = per_image::scale(&mse, factor)?; // [N]
-        let vb = match mix {
-            None => None,
-            Some(mix) => {
-                let guess = Guess {
-                    prediction: self.prediction,
-                    error: &error.detach(),
-                    squared: &squared.detach(),
-                    x0,
-                    variance: StepVariance {
-                        kind: self.variance,
-                        mix: Some(&mix),
-                    },
-                };
-                let bits = variational::terms(&self.schedule, &guess, t)?; // [N]
-                Some((bits * (self.schedule.n_timesteps() as f64 / 1000.0))?)
-            }
-        };
-        let weighted = match &vb {
-            None => weighted_mse,
-            Some(vb) => (weighted_mse + vb)?,
-        };
-        let weighted = match penalty {
-            None => weighted,
-            Some(penalty) => (per_image::column(penalty, &mse)? + weighted)?,
-        };
+        let mut weighted = per_image::scale(&mse, factor)?; // [N]
+        let detached = (&error.detach(), &squared.detach());
+        let vb = mix.map(|mix| self.vb(detached, x0, Some(&mix), t));
+        let vb = vb.transpose()?;
+        if let Some(vb) = &vb {
+            weighted = (weighted + vb)?;
+        }
+        if let Some(penalty) = penalty {
+            weighted = (per_image::column(penalty, &mse)? + weighted)?;
+        }
         Ok(LossTerms {
-            mse_eps: per_image::scale(&mse.detach(), rates)?,
+            mse_eps,
             mse,
             vb,
             weighted,
         })
+    }
+
+    /// The variational terms of errors `[N, ..]` and their squares, bits per dimension times their factor: `[N]`.
+    fn vb(
+        &self,
+        (error, squared): (&Tensor, &Tensor),
+        x0: &Tensor,
+        mix: Option<&Tensor>,
+        t: &[u32],
+    ) -> Result<Tensor> {
+        let guess = Guess {
+            prediction: self.prediction,
+            error,
+            squared,
+            x0,
+            variance: StepVariance {
+                kind: self.variance,
+                mix,
+            },
+        };
+        let bits = variational::terms(&self.schedule, &guess, t)?;
+        Ok((bits * self.loss_type.bits_factor(self.schedule.n_timesteps()))?)
     }
 
     /// Learns from a step, if the weighting learns: the timesteps of its images, in their order, and their

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions};
 use p2_diffusion::{
-    Denoised, Levels, NoiseLevel, NoiseSchedule, Objective, Prediction, Result, Variance,
+    Denoised, Levels, LossType, NoiseLevel, NoiseSchedule, Objective, Prediction, Result, Variance,
     Weighting, sampler,
 };
 
@@ -124,6 +124,11 @@ fn weightings() -> Result<()> {
     check(
         named(nowhere),
         "the mean weight is 0, expected a finite number above 0",
+    );
+    let p2 = Weighting::P2 { k: 1.0, gamma: 1.0 };
+    check(
+        Objective::of_type(LossType::Kl, &linear, x0, small, p2),
+        "the variational bound weighs noise levels itself: its weighting must be simple",
     );
     let own = |f: &dyn Fn(NoiseLevel) -> f64| {
         Objective::with_weight_eps(&linear, Prediction::Eps, small, f)

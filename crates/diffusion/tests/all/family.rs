@@ -8,7 +8,7 @@ use p2_diffusion::{Prediction, Result, Stage, Variance, Weighting};
 
 use crate::support::{check, check_absolute};
 
-/// Every weighting that is a function of the noise level.
+/// Every weighting that is no raw kind; of those that learn, what they start with.
 fn all() -> Vec<Weighting> {
     vec![
         Weighting::Simple {},
@@ -37,6 +37,17 @@ fn all() -> Vec<Weighting> {
         Weighting::FlowMode { scale: 1.29 },
         Weighting::FlowCosmap {},
         Weighting::FlowSigmaSqrt {},
+        Weighting::LearnedUncertainty {
+            sigma_data: 0.5,
+            n_features: 16,
+            lr: 0.01,
+        },
+        Weighting::AdaptiveBuckets {
+            n_buckets: 300,
+            min_log_snr: -10.0,
+            max_log_snr: 10.0,
+            beta: 0.99,
+        },
     ]
 }
 

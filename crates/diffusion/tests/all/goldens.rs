@@ -4,9 +4,9 @@
 use candle_core::{DType, Tensor};
 use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions};
 use p2_diffusion::{
-    Denoised, LossTerms, NetworkOutput, NoiseSchedule, Objective, Prediction, Result, Variance,
-    Weighting, bound_terms, condition_mean, condition_score, discretized_gaussian_log_likelihood,
-    prior_bpd, sampler,
+    Denoised, LossTerms, LossType, NetworkOutput, NoiseSchedule, Objective, Prediction, Result,
+    Variance, Weighting, bound_terms, condition_mean, condition_score,
+    discretized_gaussian_log_likelihood, prior_bpd, sampler,
 };
 
 use crate::support::{check, fill_nchw, values};
@@ -114,6 +114,28 @@ fn hybrid_loss() -> Result<()> {
         let got = loss.vb.as_ref().map(values).transpose()?;
         check("vb", &got.unwrap_or_default(), &vb, TOLERANCE);
         check("weighted", &values(&loss.weighted)?, &weighted, TOLERANCE);
+    }
+    Ok(())
+}
+
+/// The bound as the loss itself, and T times it.
+#[test]
+fn kl_loss() -> Result<()> {
+    let expected = [1.890020, 8.925527e-2, 5.529065e-3, 5.861081e-3, 1.146863e-2];
+    for (loss_type, factor) in [(LossType::Kl, 1.0), (LossType::RescaledKl, 1000.0)] {
+        for dtype in DTYPES {
+            let inputs = Inputs::new(dtype)?;
+            let objective = Objective::of_type(
+                loss_type,
+                &inputs.schedule,
+                Prediction::Eps,
+                Variance::LearnedRange,
+                Weighting::Simple {},
+            )?;
+            let loss = objective.loss(&inputs.output, &inputs.x0, &inputs.eps, &T)?;
+            let expected = expected.map(|bits| factor * bits);
+            check("kl", &values(&loss.weighted)?, &expected, TOLERANCE);
+        }
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use p2_diffusion::{
-    Error, LossTerms, NoiseSchedule, Objective, Prediction, Result, Variance, Weighting,
+    Error, LossTerms, LossType, NoiseSchedule, Objective, Prediction, Result, Variance, Weighting,
 };
 
 use crate::support::{check_absolute, fill, learned_variance, values};
@@ -19,7 +19,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(prediction: Prediction, variance: Variance) -> Result<Self> {
+    fn new(loss_type: LossType, prediction: Prediction, variance: Variance) -> Result<Self> {
         // Few levels, so that the range of the learned variance is wide.
         let schedule = NoiseSchedule::linear(40)?;
         // Clamped pixels fall into the first and last bin of the likelihood at t = 0.
@@ -36,11 +36,14 @@ impl Case {
             off * (2.9 * i + 0.4).sin()
         })?;
         let predicted = (prediction.target(&schedule, &x0, &eps, &T)? + off)?;
-        let weighting = Weighting::P2 { k: 1.0, gamma: 0.5 };
+        let weighting = match loss_type.is_bound() {
+            true => Weighting::Simple {},
+            false => Weighting::P2 { k: 1.0, gamma: 0.5 },
+        };
         let mix = learned_variance(variance, &schedule, &[4, 3, CHANNELS], &T)?;
         let halves = [Some(predicted), mix].into_iter().flatten();
         Ok(Self {
-            objective: Objective::new(&schedule, prediction, variance, weighting)?,
+            objective: Objective::of_type(loss_type, &schedule, prediction, variance, weighting)?,
             output: values(&Tensor::cat(&halves.collect::<Vec<_>>(), 2)?)?,
             x0,
             eps,
@@ -52,11 +55,8 @@ impl Case {
     }
 
     fn tensor(&self, output: &[f64]) -> Result<Tensor> {
-        Ok(Tensor::from_slice(
-            output,
-            (4, 3, 2 * CHANNELS),
-            &Device::Cpu,
-        )?)
+        let shape = (4, 3, output.len() / 12);
+        Ok(Tensor::from_slice(output, shape, &Device::Cpu)?)
     }
 
     fn gradient(&self, of: impl Fn(&LossTerms) -> Result<Tensor>) -> Result<Vec<f64>> {
@@ -99,7 +99,7 @@ fn learned() -> impl Iterator<Item = (Prediction, Variance)> {
 #[test]
 fn weighted_loss() -> Result<()> {
     for (prediction, variance) in learned() {
-        let case = Case::new(prediction, variance)?;
+        let case = Case::new(LossType::RescaledMse, prediction, variance)?;
         let got = case.gradient(|loss| Ok(loss.weighted.clone()))?;
         // The prediction learns from the weighted mse alone, the mix from vb alone.
         let by_mse = case.finite_differences(|loss| Ok((&loss.weighted - vb(loss)?)?))?;
@@ -108,19 +108,45 @@ fn weighted_loss() -> Result<()> {
         let expected: Vec<f64> = pairs
             .map(|(i, (mse, vb))| if is_prediction(i) { *mse } else { *vb })
             .collect();
-        // Each image and each half on its own: their slopes differ by orders of magnitude.
-        let image = 3 * 2 * CHANNELS;
-        for n in 0..T.len() {
-            for half in [true, false] {
-                let here = || (n * image..(n + 1) * image).filter(|&i| is_prediction(i) == half);
-                let pick = |slopes: &[f64]| here().map(|i| slopes[i]).collect::<Vec<f64>>();
-                let (got, expected) = (pick(&got), pick(&expected));
-                let largest = expected
-                    .iter()
-                    .fold(0.0_f64, |max, slope| max.max(slope.abs()));
-                let name = format!("{prediction}, {variance:?}, image {n}, prediction {half}");
-                assert!(largest > 1e-5, "{name}: the loss is flat, {largest:e}");
-                check_absolute(&name, &got, &expected, 1e-5 * largest);
+        let name = format!("{prediction}, {variance:?}");
+        check_slopes(&name, &got, &expected, &[true, false]);
+    }
+    Ok(())
+}
+
+/// The slopes of each image and of each half on its own: they differ by orders of magnitude.
+#[track_caller]
+fn check_slopes(name: &str, got: &[f64], expected: &[f64], halves: &[bool]) {
+    let image = 3 * halves.len() * CHANNELS;
+    for n in 0..T.len() {
+        for &half in halves {
+            let is_here = |&i: &usize| halves.len() == 1 || is_prediction(i) == half;
+            let here = || (n * image..(n + 1) * image).filter(is_here);
+            let pick = |slopes: &[f64]| here().map(|i| slopes[i]).collect::<Vec<f64>>();
+            let (got, expected) = (pick(got), pick(expected));
+            let largest = expected
+                .iter()
+                .fold(0.0_f64, |max, slope| max.max(slope.abs()));
+            let name = format!("{name}, image {n}, prediction {half}");
+            assert!(largest > 1e-5, "{name}: the loss is flat, {largest:e}");
+            check_absolute(&name, &got, &expected, 1e-5 * largest);
+        }
+    }
+}
+
+/// All of it is followed, whatever is predicted and whoever says the variance.
+#[test]
+fn variational_bound() -> Result<()> {
+    for loss_type in [LossType::Kl, LossType::RescaledKl] {
+        for prediction in Prediction::ALL {
+            for variance in Variance::ALL {
+                let case = Case::new(loss_type, prediction, variance)?;
+                let got = case.gradient(|loss| Ok(loss.weighted.clone()))?;
+                let expected = case.finite_differences(|loss| Ok(loss.weighted.clone()))?;
+                let halves = [true, false];
+                let halves = &halves[..if variance.is_learned() { 2 } else { 1 }];
+                let name = format!("{loss_type:?}, {prediction}, {variance:?}");
+                check_slopes(&name, &got, &expected, halves);
             }
         }
     }
@@ -129,7 +155,11 @@ fn weighted_loss() -> Result<()> {
 
 #[test]
 fn vb_does_not_train_the_prediction() -> Result<()> {
-    let case = Case::new(Prediction::Eps, Variance::LearnedRange)?;
+    let case = Case::new(
+        LossType::RescaledMse,
+        Prediction::Eps,
+        Variance::LearnedRange,
+    )?;
     let got = case.gradient(vb)?;
     let would_be = case.finite_differences(vb)?;
     for i in (0..got.len()).filter(|&i| is_prediction(i)) {
@@ -141,7 +171,11 @@ fn vb_does_not_train_the_prediction() -> Result<()> {
 
 #[test]
 fn mse_eps_carries_no_gradient() -> Result<()> {
-    let case = Case::new(Prediction::Eps, Variance::LearnedRange)?;
+    let case = Case::new(
+        LossType::RescaledMse,
+        Prediction::Eps,
+        Variance::LearnedRange,
+    )?;
     let output = Var::from_tensor(&case.tensor(&case.output)?)?;
     let loss = case.loss(&output)?;
     assert!(loss.mse_eps.sum_all()?.backward()?.get(&output).is_none());

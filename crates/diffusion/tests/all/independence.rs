@@ -3,8 +3,8 @@
 use candle_core::{DType, Tensor, Var};
 use p2_diffusion::sampler::{AncestralOptions, Clip, DdimOptions};
 use p2_diffusion::{
-    Error, NetworkOutput, NoiseSchedule, Objective, Prediction, Result, Variance, Weighting,
-    sampler,
+    Error, LossType, NetworkOutput, NoiseSchedule, Objective, Prediction, Result, Variance,
+    Weighting, sampler,
 };
 
 use crate::support::{bits, fill};
@@ -42,13 +42,25 @@ impl Batch {
     /// Everything the crate computes about the batch; each tensor has one row per image.
     fn results(&self, prediction: Prediction, variance: Variance) -> Result<Vec<Tensor>> {
         let schedule = NoiseSchedule::linear(1000)?;
-        let weighting = Weighting::P2 { k: 1.0, gamma: 0.5 };
-        let objective = Objective::new(&schedule, prediction, variance, weighting)?;
         let t = &self.t;
-        let output = Var::from_tensor(&self.output)?;
-        let loss = objective.loss(&output, &self.x0, &self.eps, t)?;
-        let grads = loss.weighted.sum_all()?.backward()?;
-        let d_output = grads.get(&output).ok_or(Error::MissingVarianceMix)?;
+        let mut results = Vec::new();
+        for (loss_type, weighting) in [
+            (LossType::RescaledMse, Weighting::P2 { k: 1.0, gamma: 0.5 }),
+            (LossType::Kl, Weighting::Simple {}),
+        ] {
+            let objective =
+                Objective::of_type(loss_type, &schedule, prediction, variance, weighting)?;
+            let output = Var::from_tensor(&self.output)?;
+            let loss = objective.loss(&output, &self.x0, &self.eps, t)?;
+            let grads = loss.weighted.sum_all()?.backward()?;
+            results.extend([
+                grads.get(&output).ok_or(Error::MissingVarianceMix)?.clone(),
+                loss.mse,
+                loss.mse_eps,
+                loss.vb.ok_or(Error::MissingVarianceMix)?,
+                loss.weighted,
+            ]);
+        }
         let x_t = schedule.add_noise(&self.x0, &self.eps, t)?;
         let output = NetworkOutput {
             values: &self.output,
@@ -61,17 +73,13 @@ impl Batch {
         let ancestral = sampler::p_mean_variance(&schedule, &x_t, &denoised, t, ancestral)?;
         let ddim = DdimOptions { clip, eta: 0.5 };
         let ddim = sampler::ddim_step(&schedule, &x_t, &denoised, t, ddim)?;
-        Ok(vec![
+        results.extend([
             ancestral.sample(&self.eps)?,
             ddim.sample(&self.eps)?,
             sampler::ddim_reverse_step(&schedule, &x_t, &denoised, t, clip)?,
-            d_output.clone(),
-            loss.mse,
-            loss.mse_eps,
-            loss.vb.ok_or(Error::MissingVarianceMix)?,
-            loss.weighted,
             x_t,
-        ])
+        ]);
+        Ok(results)
     }
 }
 

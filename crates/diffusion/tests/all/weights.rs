@@ -1,12 +1,15 @@
 //! Targets, conversions, exchange rates and weightings.
 
+use std::f64::consts::LN_2;
+
 use candle_core::{DType, Tensor, Var};
+use p2_diffusion::sampler::{AncestralOptions, Clip};
 use p2_diffusion::{
-    Error, NetworkOutput, NoiseLevel, NoiseSchedule, Objective, Prediction, Result, Variance,
-    Weighting,
+    Error, LossType, NetworkOutput, NoiseLevel, NoiseSchedule, Objective, Prediction, Result,
+    Variance, Weighting, bound_terms,
 };
 
-use crate::support::{bits, check, check_absolute, fill, values};
+use crate::support::{bits, check, check_absolute, fill, learned_variance, values};
 
 const T: [u32; 6] = [0, 1, 100, 500, 900, 999];
 const SHAPE: [usize; 4] = [6, 2, 3, 2];
@@ -41,16 +44,26 @@ impl Batch {
         prediction: Prediction,
         x0_hat: &Tensor,
     ) -> Result<Tensor> {
-        let predicted = match prediction {
-            Prediction::Eps => schedule.eps_from_x0(&self.x_t, x0_hat, &T)?,
-            Prediction::X0 => x0_hat.clone(),
+        let predicted = self.predicted(schedule, prediction, x0_hat)?;
+        Ok(Tensor::cat(&[&predicted, &self.mix], 3)?)
+    }
+
+    /// The same without what it says of the variance.
+    fn predicted(
+        &self,
+        schedule: &NoiseSchedule,
+        prediction: Prediction,
+        x0_hat: &Tensor,
+    ) -> Result<Tensor> {
+        match prediction {
+            Prediction::Eps => schedule.eps_from_x0(&self.x_t, x0_hat, &T),
+            Prediction::X0 => Ok(x0_hat.clone()),
             Prediction::V => {
                 let eps_hat = schedule.eps_from_x0(&self.x_t, x0_hat, &T)?;
-                schedule.v_from_x0(x0_hat, &eps_hat, &T)?
+                schedule.v_from_x0(x0_hat, &eps_hat, &T)
             }
-            Prediction::XPrev => schedule.x_prev_from_x0(&self.x_t, x0_hat, &T)?,
-        };
-        Ok(Tensor::cat(&[&predicted, &self.mix], 3)?)
+            Prediction::XPrev => schedule.x_prev_from_x0(&self.x_t, x0_hat, &T),
+        }
     }
 }
 
@@ -138,6 +151,135 @@ fn loss_does_not_depend_on_the_target() -> Result<()> {
                 check(&prediction.to_string(), got, expected, 1e-8);
             }
         }
+    }
+    Ok(())
+}
+
+/// The bound of one denoiser, whatever it predicts: the terms that are reported, and one gradient.
+#[test]
+fn the_bound_does_not_depend_on_the_target() -> Result<()> {
+    let schedule = NoiseSchedule::linear(1000)?;
+    let batch = Batch::new(&schedule, DType::F64)?;
+    for variance in Variance::ALL {
+        let mix = learned_variance(variance, &schedule, &SHAPE, &T)?;
+        let mut expected: Option<Vec<f64>> = None;
+        for prediction in Prediction::ALL {
+            let name = format!("{prediction}, {variance:?}");
+            let simple = Weighting::Simple {};
+            let kl = LossType::Kl;
+            let objective = Objective::of_type(kl, &schedule, prediction, variance, simple)?;
+            let x0_hat = Var::from_tensor(&batch.x0_hat)?;
+            let predicted = batch.predicted(&schedule, prediction, &x0_hat)?;
+            let halves = [Some(&predicted), mix.as_ref()].into_iter().flatten();
+            let output = Tensor::cat(&halves.collect::<Vec<_>>(), 3)?;
+            let loss = objective.loss(&output, &batch.x0, &batch.eps, &T)?;
+            let output = NetworkOutput {
+                values: &output,
+                prediction,
+                variance,
+            };
+            let denoised = output.denoised(&schedule, &batch.x_t, &T)?;
+            let clip = Clip::Off;
+            let options = AncestralOptions { clip, variance };
+            let images = (&batch.x0, &batch.x_t);
+            let terms = bound_terms(&schedule, images, &denoised, &T, options)?;
+            // At t = 999 the mean of the step hardly depends on the image.
+            check(&name, &values(&loss.weighted)?, &values(&terms)?, 1e-6);
+            let grads = loss.weighted.sum_all()?.backward()?;
+            let got = values(grads.get(&x0_hat).ok_or(Error::MissingVarianceMix)?)?;
+            check(&name, &got, expected.get_or_insert(got.clone()), 1e-6);
+        }
+    }
+    Ok(())
+}
+
+/// With the posterior's variance each term is a weighted error: where there is a step, it weighs as `vlb` does.
+#[test]
+fn the_bound_with_a_fixed_variance_is_a_weighted_error() -> Result<()> {
+    let schedule = NoiseSchedule::cosine(1000)?;
+    let batch = Batch::new(&schedule, DType::F64)?;
+    for prediction in Prediction::ALL {
+        let gradient = |loss_type, weighting| -> Result<[Vec<f64>; 2]> {
+            let small = Variance::FixedSmall;
+            let objective = Objective::of_type(loss_type, &schedule, prediction, small, weighting)?;
+            let x0_hat = Var::from_tensor(&batch.x0_hat)?;
+            let output = batch.predicted(&schedule, prediction, &x0_hat)?;
+            let loss = objective.loss(&output, &batch.x0, &batch.eps, &T)?.weighted;
+            let later = loss.narrow(0, 1, T.len() - 1)?;
+            let grads = later.sum_all()?.backward()?;
+            let d_x0_hat = grads.get(&x0_hat).ok_or(Error::MissingVarianceMix)?;
+            Ok([values(&later)?, values(d_x0_hat)?])
+        };
+        let kl = gradient(LossType::Kl, Weighting::Simple {})?;
+        let vlb = gradient(LossType::Mse, Weighting::Vlb {})?;
+        for (bits, nats) in kl.iter().zip(&vlb) {
+            let bits: Vec<f64> = bits.iter().map(|bits| bits * LN_2).collect();
+            check(&prediction.to_string(), &bits, nats, 1e-6);
+        }
+    }
+    Ok(())
+}
+
+/// A learned variance is trained alike by the bound and by the hybrid loss; the prediction by the bound alone.
+#[test]
+fn the_bound_trains_a_variance_as_the_hybrid_loss_does() -> Result<()> {
+    let schedule = NoiseSchedule::linear(1000)?;
+    let batch = Batch::new(&schedule, DType::F64)?;
+    let gradient = |loss_type| -> Result<[Vec<f64>; 3]> {
+        let (variance, simple) = (Variance::LearnedRange, Weighting::Simple {});
+        let objective = Objective::of_type(loss_type, &schedule, Prediction::V, variance, simple)?;
+        let (x0_hat, mix) = (
+            Var::from_tensor(&batch.x0_hat)?,
+            Var::from_tensor(&batch.mix)?,
+        );
+        let predicted = batch.predicted(&schedule, Prediction::V, &x0_hat)?;
+        let output = Tensor::cat(&[&predicted, &mix], 3)?;
+        let loss = objective.loss(&output, &batch.x0, &batch.eps, &T)?;
+        let vb = loss.vb.ok_or(Error::MissingVarianceMix)?;
+        let grads = vb.sum_all()?.backward()?;
+        let d_x0_hat = grads.get(&x0_hat).map(values).transpose()?;
+        let d_mix = grads.get(&mix).map(values).transpose()?;
+        Ok([
+            values(&vb)?,
+            d_mix.unwrap_or_default(),
+            d_x0_hat.unwrap_or_default(),
+        ])
+    };
+    let [bound, by_bound, d_x0_hat] = gradient(LossType::Kl)?;
+    let [hybrid, by_hybrid, nothing] = gradient(LossType::Mse)?;
+    check("vb", &bound, &hybrid, 1e-12);
+    check("d_mix", &by_bound, &by_hybrid, 1e-12);
+    assert!(d_x0_hat.iter().all(|slope| *slope != 0.0));
+    assert!(nothing.iter().all(|slope| *slope == 0.0));
+    Ok(())
+}
+
+/// The four losses of the reference code differ in the factor of the bits.
+#[test]
+fn bits_are_scaled_by_the_type_of_the_loss() -> Result<()> {
+    let schedule = NoiseSchedule::linear(2000)?;
+    let batch = Batch::new(&schedule, DType::F64)?;
+    let output = batch.output(&schedule, Prediction::X0, &batch.x0_hat)?;
+    let vb = |loss_type| -> Result<Vec<f64>> {
+        let (variance, simple) = (Variance::LearnedRange, Weighting::Simple {});
+        let objective = Objective::of_type(loss_type, &schedule, Prediction::X0, variance, simple)?;
+        let loss = objective.loss(&output, &batch.x0, &batch.eps, &T)?;
+        if loss_type.is_bound() {
+            assert_eq!(
+                values(&loss.weighted)?,
+                values(loss.vb.as_ref().ok_or(Error::MissingVarianceMix)?)?
+            );
+        }
+        values(&loss.vb.ok_or(Error::MissingVarianceMix)?)
+    };
+    let bits = vb(LossType::Mse)?;
+    for (loss_type, factor) in [
+        (LossType::RescaledMse, 2.0),
+        (LossType::Kl, 1.0),
+        (LossType::RescaledKl, 2000.0),
+    ] {
+        let expected: Vec<f64> = bits.iter().map(|bits| factor * bits).collect();
+        check(&format!("{loss_type:?}"), &vb(loss_type)?, &expected, 1e-12);
     }
     Ok(())
 }
@@ -251,23 +393,5 @@ fn raw_p2_differs_for_every_target_but_eps() -> Result<()> {
             "{prediction}"
         );
     }
-    Ok(())
-}
-
-#[test]
-fn vb_is_scaled_with_the_length_of_the_schedule() -> Result<()> {
-    // A sum over twice as many terms weighs twice as much (RESCALED_MSE of the reference code).
-    let long = NoiseSchedule::linear(2000)?;
-    let short = NoiseSchedule::from_betas(long.beta()[..1000].to_vec())?;
-    let vb = |schedule: &NoiseSchedule| -> Result<Vec<f64>> {
-        let batch = Batch::new(schedule, DType::F64)?;
-        let variance = Variance::LearnedRange;
-        let objective = Objective::new(schedule, Prediction::X0, variance, Weighting::Simple {})?;
-        let output = batch.output(schedule, Prediction::X0, &batch.x0_hat)?;
-        let loss = objective.loss(&output, &batch.x0, &batch.eps, &T)?;
-        values(&loss.vb.ok_or(Error::MissingVarianceMix)?)
-    };
-    let doubled: Vec<f64> = vb(&short)?.iter().map(|bits| 2.0 * bits).collect();
-    check("vb", &vb(&long)?, &doubled, 1e-12);
     Ok(())
 }

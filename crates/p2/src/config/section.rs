@@ -241,6 +241,8 @@ pub enum Variance {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Loss {
+    /// What the loss is made of: the weighted error, or the variational bound, which takes no weighting but simple.
+    pub objective: p2_diffusion::LossType,
     /// The weight on the eps error as a function of the noise level.
     pub weighting: p2_diffusion::Weighting,
     /// How often each noise level is drawn.

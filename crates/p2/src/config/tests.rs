@@ -118,6 +118,7 @@ fn written_toml_looks_like_a_preset() {
         variance = "learned-range"
 
         [loss]
+        objective = "rescaled-mse"
         weighting = { kind = "simple" }
         density = "uniform"
         strata = 1

@@ -149,7 +149,8 @@ pub(crate) fn objective(
     loss: &section::Loss,
     diffusion: &section::Diffusion,
 ) -> p2_diffusion::Result<Objective> {
-    Objective::new(
+    Objective::of_type(
+        loss.objective,
         &training_schedule(diffusion)?,
         prediction(diffusion.prediction),
         variance(diffusion.variance),

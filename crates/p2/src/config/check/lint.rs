@@ -2,6 +2,7 @@
 
 use p2_diffusion::{Density, Objective, TimestepDensity, Weighting};
 
+use super::loss::word;
 use crate::config::section::{Diffusion, Loss, Sample, Sampler, Schedule, Time, Variance};
 use crate::config::{ClassifierConfig, RunConfig};
 use crate::weights::spec;
@@ -225,15 +226,16 @@ fn few_levels(loss: &Loss, objective: &Objective) -> Option<String> {
     let n_timesteps = schedule.n_timesteps();
     (n_most * FEW <= n_timesteps).then(|| {
         let (_, t) = shares[0];
-        let (who, instead) = match loss.density {
-            Density::Uniform => (spec::kind(loss.weighting), "try another prediction"),
-            _ => (
-                format!("{} with its density", spec::kind(loss.weighting)),
-                "try a wider density",
-            ),
+        let what = match loss.objective.is_bound() {
+            true => format!("loss.objective = {}", word(loss.objective)),
+            false => format!("loss.weighting = {}", spec::kind(loss.weighting)),
+        };
+        let (with, instead) = match loss.density {
+            Density::Uniform => ("", "try another prediction"),
+            _ => (" with its density", "try a wider density"),
         };
         format!(
-            "loss.weighting = {who} puts {:.0} % of its weight on {n_most} of {n_timesteps} levels, around t = {t} \
+            "{what}{with} puts {:.0} % of its weight on {n_most} of {n_timesteps} levels, around t = {t} \
              (log-SNR {:.1}): the others hardly count; {instead}, or see `p2 weights show`",
             100.0 * MOST,
             schedule.log_snr()[t],

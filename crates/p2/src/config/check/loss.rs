@@ -1,9 +1,9 @@
 //! Which losses are allowed, and why some are refused.
 
-use p2_diffusion::{Error, Objective, Weighting};
+use p2_diffusion::{Error, LossType, Objective, Weighting};
 
 use super::{Violation, because, ensure, is_positive, is_size};
-use crate::config::section::{Diffusion, Loss};
+use crate::config::section::{Diffusion, Loss, Time};
 use crate::model::objective;
 use crate::weights::spec;
 
@@ -12,6 +12,9 @@ const GAMMA_REFUSED: f64 = 5.0;
 
 /// Checks that the weighting is one, and has a finite weight at every noise level: returns what is minimized.
 pub(super) fn check(loss: &Loss, diffusion: &Diffusion) -> Result<Objective, Violation> {
+    if loss.objective.is_bound() {
+        check_bound(loss, diffusion)?;
+    }
     if let Weighting::P2 { k, gamma } | Weighting::P2Raw { k, gamma } = loss.weighting {
         let refused = ensure(is_positive(k), "loss.weighting.k", k, "above 0, finite");
         if k == 0.0 {
@@ -37,6 +40,39 @@ pub(super) fn check(loss: &Loss, diffusion: &Diffusion) -> Result<Objective, Vio
         }
     }
     objective(loss, diffusion).map_err(|error| refused(error, loss))
+}
+
+/// Checks that the variational bound is minimized as it is, step by step.
+fn check_bound(loss: &Loss, diffusion: &Diffusion) -> Result<(), Violation> {
+    let objective = word(loss.objective);
+    ensure(
+        loss.weighting == Weighting::Simple {},
+        "loss.weighting",
+        spec::kind(loss.weighting),
+        format!("{{ kind = \"simple\" }} with loss.objective = \"{objective}\""),
+    )
+    .map_err(because(
+        "the variational bound weighs noise levels itself: no weight, that of P2 included, applies to it",
+    ))?;
+    ensure(
+        diffusion.time == Time::Discrete,
+        "loss.objective",
+        objective,
+        "mse or rescaled-mse, with diffusion.time = \"continuous\"",
+    )
+    .map_err(because(
+        "the terms of the variational bound are those of steps from timestep to timestep",
+    ))
+}
+
+/// A type of loss as it is written.
+pub(super) fn word(objective: LossType) -> &'static str {
+    match objective {
+        LossType::Mse => "mse",
+        LossType::RescaledMse => "rescaled-mse",
+        LossType::Kl => "kl",
+        LossType::RescaledKl => "rescaled-kl",
+    }
 }
 
 /// Why a pair of prediction and weighting has no objective.

@@ -130,6 +130,13 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
         &["loss.density={speed={n_first=1000,ratio=5.0}}"],
         &["loss.density={loss-second-moment={n_history=0,uniform=0.001}}"],
         &["loss.density={loss-second-moment={n_history=10,uniform=0.0}}"],
+        &["loss.objective=kl"],
+        &[
+            "loss.objective=kl",
+            "loss.weighting={kind=\"simple\"}",
+            continuous[0],
+            continuous[1],
+        ],
         &[continuous[0]],
         &[continuous[0], "diffusion.variance=learned"],
         &[continuous[0], continuous[1], importance],
@@ -151,6 +158,12 @@ fn an_unknown_name_is_refused_with_the_allowed_ones() {
 
             hint: change it where it stands, or override it with --set loss.density=VALUE"#]],
     );
+    let kl = [
+        "loss.objective=rescaled-kl",
+        "loss.weighting={kind=\"simple\"}",
+    ];
+    assert!(emoji(&kl).is_ok());
+    check_set(kl[0], &expect![[r#""#]]);
     let x_prev = [
         "diffusion.prediction=x-prev",
         "sample.sampler=dpm-2m",

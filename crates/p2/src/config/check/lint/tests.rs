@@ -121,6 +121,14 @@ fn what_learns_or_runs_in_vain() {
         ),
         (
             &[
+                &weighting("\"simple\""),
+                "loss.objective=rescaled-kl",
+                "diffusion.prediction=x0",
+            ],
+            "loss.objective = rescaled-kl puts",
+        ),
+        (
+            &[
                 "ema.halflife_images=4k",
                 "ema.rampup_ratio=0",
                 "train.total_images=3k",
@@ -151,6 +159,9 @@ fn what_is_usual_is_not_told() {
         &[&weighting("\"x0-uniform\""), v, cosine],
         &["ema.halflife_images=4k", "train.total_images=3k"],
         &[&weighting("\"edm\",sigma_data=1.0"), DENSITY],
+        &[&weighting("\"simple\""), "loss.objective=kl"],
+        &[&weighting("\"simple\""), "loss.objective=kl", v, cosine],
+        &["diffusion.variance=learned"],
     ] {
         assert_eq!(
             check(&with(assignments)).unwrap(),
