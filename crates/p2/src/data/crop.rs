@@ -123,6 +123,8 @@ mod tests {
 
     struct Golden {
         image_size: usize,
+        /// Width and height after the last resize, before the middle is cut out.
+        resized: (usize, usize),
         sums: [u64; 3],
         pixels: [(u32, u32, [u8; 3]); 3],
         sha256_start: &'static str,
@@ -132,6 +134,7 @@ mod tests {
     const GOLDENS: [Golden; 4] = [
         Golden {
             image_size: 16,
+            resized: (30, 16),
             sums: [35_271, 32_955, 36_128],
             pixels: [
                 (0, 0, [80, 120, 215]),
@@ -142,6 +145,7 @@ mod tests {
         },
         Golden {
             image_size: 32,
+            resized: (59, 32),
             sums: [139_171, 131_070, 146_880],
             pixels: [
                 (0, 0, [67, 109, 156]),
@@ -152,6 +156,7 @@ mod tests {
         },
         Golden {
             image_size: 48,
+            resized: (88, 48),
             sums: [312_703, 294_434, 328_560],
             pixels: [
                 (0, 0, [66, 110, 170]),
@@ -162,6 +167,7 @@ mod tests {
         },
         Golden {
             image_size: 80,
+            resized: (146, 80),
             sums: [868_179, 818_087, 911_600],
             pixels: [
                 (0, 0, [65, 109, 158]),
@@ -187,11 +193,15 @@ mod tests {
         let input = golden_input();
         for Golden {
             image_size,
+            resized,
             sums: expected,
             pixels,
             sha256_start,
         } in GOLDENS
         {
+            let halved = halve_to(&input, image_size);
+            let scaled = Scaled::new(halved.as_ref().unwrap_or(&input), image_size);
+            assert_eq!((scaled.width, scaled.height), resized, "size {image_size}");
             let square = center_crop(&input, image_size);
             assert_eq!(square.dimensions(), (image_size as u32, image_size as u32));
             assert_eq!(sums(&square), expected, "size {image_size}");
