@@ -32,6 +32,8 @@ pub struct Model {
     schedule: NoiseSchedule,
     prediction: Prediction,
     variance: Variance,
+    /// What times are multiplied by before the network is told them.
+    time_scale: f64,
     n_classes: usize,
     /// The label of an image without a class, if the model was trained on some.
     no_class: Option<u32>,
@@ -92,6 +94,7 @@ impl Model {
             schedule: from_config::schedule(&config.diffusion)?,
             prediction: from_config::prediction(config.diffusion.prediction),
             variance: from_config::variance(config.diffusion.variance),
+            time_scale: from_config::time_scale(&config.diffusion),
             n_classes: config.model.n_classes,
             no_class: (config.model.label_dropout > 0.0).then_some(config.model.n_classes as u32),
             low_res_size: (config.model.low_res_size > 0).then_some(config.model.low_res_size),
@@ -185,9 +188,10 @@ impl Model {
         if let Some(low_res) = self.check_low_res(low_res)? {
             x_t = with_low_res(&x_t, low_res)?; // [N, H, W, 6]
         }
+        let t = noised.t.iter().map(|t| t * self.time_scale);
         Ok(self.unet.forward(Input {
             x_t: &x_t,
-            t: noised.t,
+            t: &t.collect::<Vec<_>>(),
             labels: (self.n_classes() > 0).then_some(labels),
             dropout,
         })?)
@@ -225,5 +229,61 @@ pub(crate) fn initialize(mut draws: Draws, init: Init, values: &mut [f32]) {
                 *value = (bound * (2.0 * draws.uniform() - 1.0)) as f32;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use p2_nn::Threads;
+
+    use super::*;
+    use crate::config::{Base, Override, TEST_CONFIG, resolve};
+
+    /// A small network whose weights do not depend on the noise process.
+    fn model(set: &[&str]) -> Model {
+        let network = [
+            "data.image_size=8",
+            "model.channels=32",
+            "model.channel_mult=[1]",
+            "model.attention_resolutions=[]",
+        ];
+        let set = network.iter().chain(set).map(|text| Override::set(text));
+        let run = resolve(&Base::File(TEST_CONFIG.into()), &set.collect::<Vec<_>>()).unwrap();
+        let model = Model::zeros(&run, Cpu::best(Threads::new(1))).unwrap();
+        for param in model.params().iter() {
+            let n_values = param.values().unwrap().len();
+            let values: Vec<f32> = (0..n_values).map(|i| 0.1 * (i as f32).sin()).collect();
+            param.set_values(&values).unwrap();
+        }
+        model
+    }
+
+    /// Whoever asks a network, in training or later, asks [`Model::record`].
+    #[test]
+    fn rescaled_times_are_those_of_1000_timesteps() {
+        let predict = |model: &Model, t: f64| -> Vec<f32> {
+            let x_t = Tensor::ones((1, 8, 8, 3), DType::F32, &Device::Cpu).unwrap();
+            let noised = Noised {
+                x_t: &x_t,
+                t: &[t],
+                condition: Condition {
+                    labels: &[],
+                    low_res: None,
+                },
+            };
+            let output = model.predict(noised).unwrap();
+            output.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let plain = model(&[]);
+        let short = [
+            "diffusion.n_timesteps=250",
+            "diffusion.rescale_timesteps=true",
+        ];
+        let rescaled = model(&short);
+        assert_eq!(predict(&rescaled, 30.0), predict(&plain, 120.0));
+        assert_eq!(predict(&rescaled, 30.25), predict(&plain, 121.0));
+        assert_eq!(predict(&model(&short[..1]), 30.0), predict(&plain, 30.0));
+        assert_ne!(predict(&plain, 30.0), predict(&plain, 120.0));
     }
 }

@@ -23,6 +23,8 @@ mod train {
     mod learning;
     /// Bounds on the likelihood of images.
     mod likelihood;
+    /// Every type of loss.
+    mod loss;
     /// What the program says about images, folders and runs that it cannot use.
     mod message;
     /// Every value of every option.

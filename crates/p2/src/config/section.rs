@@ -146,6 +146,8 @@ pub struct Diffusion {
     pub n_timesteps: usize,
     /// Whether there are noise levels between timesteps.
     pub time: Time,
+    /// Tell the network times as if there were 1000 timesteps: t times 1000 / T.
+    pub rescale_timesteps: bool,
     /// What the network predicts.
     pub prediction: Prediction,
     /// The variance of the reverse process.

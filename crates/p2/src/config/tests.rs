@@ -114,6 +114,7 @@ fn written_toml_looks_like_a_preset() {
         schedule = "linear"
         n_timesteps = 1000
         time = "discrete"
+        rescale_timesteps = false
         prediction = "eps"
         variance = "learned-range"
 

@@ -90,6 +90,15 @@ pub(crate) fn training_schedule(
     schedule(diffusion)?.refined(levels_per_timestep(diffusion))
 }
 
+/// What times are multiplied by before a network is told them.
+pub(super) fn time_scale(diffusion: &section::Diffusion) -> f64 {
+    if diffusion.rescale_timesteps {
+        1000.0 / diffusion.n_timesteps as f64
+    } else {
+        1.0
+    }
+}
+
 /// How often the levels of [`training_schedule`] are drawn.
 pub(crate) fn training_density(loss: &section::Loss, diffusion: &section::Diffusion) -> Density {
     match loss.density {

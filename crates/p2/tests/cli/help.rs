@@ -222,7 +222,7 @@ fn options_of_weightings_have_one_line_each() {
 
             Options:
                   --schedule <SCHEDULE>  Noise schedule, as in diffusion.schedule [default: linear]
-                  --prediction <TARGET>  What the network predicts: eps, x0 or v [default: eps]
+                  --prediction <TARGET>  What the network predicts: eps, x0, v or x-prev [default: eps]
                   --density <DENSITY>    How often levels are drawn, as in loss.density [default: uniform]
                   --timesteps <LEVELS>   Number of noise levels [default: 1000]
                   --png <FILE>           Draw the weights against the SNR into this file

@@ -185,7 +185,20 @@ fn a_mean_of_steps_is_drawn_from_at_timesteps_alone() {
     }
     fs::remove_dir_all(project.path().join("drawn")).unwrap();
     let karras = ["--sampler", "dpm-2m", "--spacing", "karras"];
-    check_refused(project.path(), "run", &karras, &expect![[r#""#]]);
+    check_refused(
+        project.path(),
+        "run",
+        &karras,
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: karras spacing has noise levels between timesteps
+          because the model predicts the mean of the step to the timestep before (x-prev), and knows none there
+
+        hint: use --sampler ancestral or --sampler ddim, with --spacing even
+    "#]],
+    );
     for sampler in ["heun-churn", "dpm-2s", "flow"] {
         let arguments = [
             "sample",

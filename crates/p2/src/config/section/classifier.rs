@@ -115,6 +115,7 @@ impl ClassifierDiffusion {
             schedule: self.schedule.clone(),
             n_timesteps: self.n_timesteps,
             time: Time::Discrete,
+            rescale_timesteps: false,
             prediction: Prediction::X0,
             variance: Variance::FixedSmall,
         }
