@@ -108,9 +108,9 @@ impl<'a> StepVariance<'a> {
             }
             // -1 is the posterior variance and 1 is beta; values beyond are not clamped.
             Variance::LearnedRange => {
-                let half_range = |t: usize| 0.5 * (posterior[t] - schedule.beta()[t].ln());
+                let slope = |t: usize| 0.5 * (posterior[t] - schedule.beta()[t].ln());
                 let above_posterior = self.learned(x)?.affine(1.0, 1.0)?;
-                per_image::scale(&above_posterior, per_timestep(&half_range))
+                per_image::scale(&above_posterior, per_timestep(&slope))
             }
             Variance::Learned => {
                 let posterior = per_image::column(per_timestep(&|t| posterior[t]), x)?;

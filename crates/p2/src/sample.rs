@@ -9,7 +9,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use p2_diffusion::sampler::{Clip, StepReport};
-use p2_diffusion::{ClassifierGuided, Denoised, Denoiser, Guided, MeanGuidance};
+use p2_diffusion::{ClassGradient, ClassifierGuided, Denoised, Denoiser, Guided, MeanGuidance};
 
 use crate::checkpoint::{self, NamedTensor, TensorFile};
 use crate::classifier::Classifier;
@@ -136,23 +136,7 @@ pub fn draw(
             labels: &condition.labels[place..place + n],
             low_res: low_res.as_ref(),
         };
-        let denoiser = guided(model, condition, options, &count)?;
-        let (denoiser, clip) = match options.classifier {
-            Some(guide) if guide.form == ClassifierForm::Score => {
-                let clip = run::clip(options.sampler);
-                (
-                    by_score(denoiser, (guide, condition.labels), model, clip),
-                    Clip::Off,
-                )
-            }
-            _ => (denoiser, run::clip(options.sampler)),
-        };
-        let mean = options.classifier.map(|guide| MeanGuidance {
-            gradient: guide.classifier.gradient(condition.labels),
-            scale: guide.scale,
-            at_mean: guide.form == ClassifierForm::Exact,
-        });
-        let by_mean = |guide: ClassifierGuidance<'_>| guide.form != ClassifierForm::Score;
+        let (denoiser, clip) = guided(model, condition, options, &count)?;
         let mut report = |_: StepReport<'_>| {
             on_step().map_err(|error| p2_diffusion::Error::Caller(error.into()))
         };
@@ -166,7 +150,7 @@ pub fn draw(
             model,
             denoiser: denoiser.as_ref(),
             clip,
-            mean: mean.filter(|_| options.classifier.is_some_and(by_mean)),
+            mean: by_mean(options, condition.labels),
             options,
             noise: &mut |i| noise(i as u64 + 1),
             report: &mut report,
@@ -179,14 +163,50 @@ pub fn draw(
     })
 }
 
-/// The model as a sampler shall see it: guided, and with its evaluations counted.
+/// The model as a sampler shall see it, guided and with its evaluations counted, and whether the sampler clips it.
 fn guided<'a>(
     model: &'a Model,
     condition: Condition<'a>,
     options: &SampleOptions<'a>,
     count: &'a dyn Fn(usize),
+) -> anyhow::Result<(Box<dyn Denoiser + 'a>, Clip)> {
+    let clip = run::clip(options.sampler);
+    let denoiser = away_from_worse(model, condition, options.guidance, count)?;
+    Ok(match options.classifier {
+        Some(guide) if guide.form == ClassifierForm::Score => {
+            let guided = ClassifierGuided {
+                denoiser: move |x_t: &Tensor, t: &[f64]| denoiser.denoise(x_t, t),
+                gradient: guide.classifier.gradient(condition.labels),
+                scale: guide.scale,
+                clip,
+                schedule: model.schedule().clone(),
+            };
+            (Box::new(guided), Clip::Off)
+        }
+        _ => (denoiser, clip),
+    })
+}
+
+/// A classifier that moves the means of ancestral steps, if one does.
+fn by_mean<'a>(
+    options: &SampleOptions<'a>,
+    labels: &'a [u32],
+) -> Option<MeanGuidance<impl ClassGradient + 'a>> {
+    let guide = options.classifier?;
+    (guide.form != ClassifierForm::Score).then(|| MeanGuidance {
+        gradient: guide.classifier.gradient(labels),
+        scale: guide.scale,
+        at_mean: guide.form == ClassifierForm::Exact,
+    })
+}
+
+/// The model, pushed away from a worse guess if it shall be.
+fn away_from_worse<'a>(
+    model: &'a Model,
+    condition: Condition<'a>,
+    guidance: Guidance<'a>,
+    count: &'a dyn Fn(usize),
 ) -> anyhow::Result<Box<dyn Denoiser + 'a>> {
-    let guidance = options.guidance;
     let Condition { labels, low_res } = condition;
     let counted = |model, labels| counted(model, (labels, low_res), count);
     let good = counted(model, labels.to_vec());
@@ -202,22 +222,6 @@ fn guided<'a>(
     let [least, most] = guidance.sigmas.map(|sigma| -2.0 * sigma.ln());
     let guided = Guided::new(good, bad, guidance.scale, model.schedule());
     Ok(Box::new(guided.within(most..=least)))
-}
-
-/// A denoiser that is moved by a classifier, after its guesses were clipped.
-fn by_score<'a>(
-    denoiser: Box<dyn Denoiser + 'a>,
-    (guide, labels): (ClassifierGuidance<'a>, &'a [u32]),
-    model: &Model,
-    clip: Clip,
-) -> Box<dyn Denoiser + 'a> {
-    Box::new(ClassifierGuided {
-        denoiser: move |x_t: &Tensor, t: &[f64]| denoiser.denoise(x_t, t),
-        gradient: guide.classifier.gradient(labels),
-        scale: guide.scale,
-        clip,
-        schedule: model.schedule().clone(),
-    })
 }
 
 /// A model's guesses for images of these classes, counted.

@@ -27,9 +27,9 @@ fn a_misspelt_key_is_corrected() {
             --- stdout
             --- stderr
             error: unknown key `gama` in `loss.weighting`
-              --> my.toml:35:38
+              --> my.toml:37:38
                |
-            35 | weighting  = { kind = "p2", k = 1.0, gama = 1.0 }    # the published command's; emoji-32 has gamma = 0.5
+            37 | weighting  = { kind = "p2", k = 1.0, gama = 1.0 }    # the published command's; emoji-32 has gamma = 0.5
                |
 
             hint: did you mean `gamma`?
@@ -87,9 +87,9 @@ fn a_value_out_of_range_is_refused() {
             --- stdout
             --- stderr
             error: `sample.eta` is 1.5; allowed: 0 to 1
-              --> my.toml:72:12
+              --> my.toml:74:12
                |
-            72 | eta      = 1.5                                        # the same noise gives the same picture
+            74 | eta      = 1.5                                        # the same noise gives the same picture
                |
 
             hint: change it where it stands, or override it with --set sample.eta=VALUE
@@ -190,7 +190,7 @@ fn an_unknown_preset_is_corrected() {
             --- stderr
             error: there is no preset `photos`
 
-            hint: the presets are smoke, emoji-32, bench-small, bench-medium, paper-256; `p2 presets` says what they are
+            hint: the presets are smoke, emoji-32, bench-small, bench-medium, paper-256, p2-ffhq-256, p2-celebahq-256, p2-cub-256, p2-afhq-dog-256, p2-flowers-256, p2-metfaces-256, p2-cub-256-conv-resample, p2-cub-256-attention-middle, p2-cub-256-two-res-blocks, p2-cub-256-fast, ddpm-cifar10, ddpm-256, iddpm-cifar10, iddpm-cifar10-vlb, iddpm-64, iddpm-64-vlb, adm-64, adm-128, adm-256, adm-256-uncond, adm-lsun-256, adm-64-256, edm-cifar10, edm-64; `p2 presets` says what they are
         "#]],
     );
 }

@@ -16,12 +16,38 @@ fn presets_are_listed() {
         &expect![[r#"
             exit: 0
             --- stdout
-            smoke          a tiny network on the bundled emoji: seconds, to see that everything works
-            emoji-32       32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores
-            bench-small    the small network of docs/performance.md: 32x32, 5.7 million parameters, for p2 bench
-            bench-medium   the medium network of docs/performance.md: 64x64, 56 million parameters, for p2 bench
-            paper-256      the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days
-            classifier-64  ADM's classifier of noised 64x64 images (Dhariwal and Nichol 2021): your own images, in a folder per class
+            smoke                        a tiny network on the bundled emoji: seconds, to see that everything works
+            emoji-32                     32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores
+            bench-small                  the small network of docs/performance.md: 32x32, 5.7 million parameters, for p2 bench
+            bench-medium                 the medium network of docs/performance.md: 64x64, 56 million parameters, for p2 bench
+            paper-256                    the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days
+            p2-ffhq-256                  FFHQ at 256x256 (Choi et al. 2022): the 70,000 faces, a large GPU, weeks
+            p2-celebahq-256              CelebA-HQ at 256x256 (Choi et al. 2022): the 30,000 faces, a large GPU, weeks
+            p2-cub-256                   CUB-200-2011 at 256x256 (Choi et al. 2022): the 11,788 birds, a large GPU, days
+            p2-afhq-dog-256              AFHQ-dog at 256x256 (Choi et al. 2022): some 5,000 dogs, a large GPU, days
+            p2-flowers-256               Oxford Flowers-102 at 256x256 (Choi et al. 2022): the 8,189 flowers, a large GPU, days
+            p2-metfaces-256              MetFaces at 256x256 (Choi et al. 2022): the 1,336 painted faces, a large GPU, days
+            p2-cub-256-conv-resample     the paper's ablation without BigGAN blocks, on CUB: 80.7 million parameters
+            p2-cub-256-attention-middle  the paper's ablation with attention at 8x8 alone, on CUB: 90.4 million parameters
+            p2-cub-256-two-res-blocks    the paper's ablation with two residual blocks per level, on CUB: 131.7 million parameters
+            p2-cub-256-fast              the paper's ablation with a learning rate of 2.5e-5, on CUB
+            ddpm-cifar10                 DDPM on CIFAR-10 (Ho et al. 2020) in ADM's network: 32x32, your own copy of the images
+            ddpm-256                     DDPM at 256x256 (Ho et al. 2020) in ADM's network: CelebA-HQ, LSUN or your own images
+            iddpm-cifar10                Improved DDPM on CIFAR-10 (Nichol and Dhariwal 2021): 32x32, L_hybrid, your own copy of the images
+            iddpm-cifar10-vlb            Improved DDPM for likelihood on CIFAR-10 (Nichol and Dhariwal 2021): 32x32, L_vlb, your own copy of the images
+            iddpm-64                     Improved DDPM at 64x64 (Nichol and Dhariwal 2021): ImageNet or your own images, L_hybrid
+            iddpm-64-vlb                 Improved DDPM for likelihood at 64x64 (Nichol and Dhariwal 2021): ImageNet or your own images, L_vlb
+            adm-64                       ADM at 64x64 (Dhariwal and Nichol 2021): 296 million parameters, classes of ImageNet or your own
+            adm-128                      ADM at 128x128 (Dhariwal and Nichol 2021): 422 million parameters, classes of ImageNet or your own
+            adm-256                      ADM at 256x256 (Dhariwal and Nichol 2021): 554 million parameters, classes of ImageNet or your own
+            adm-256-uncond               ADM at 256x256 without classes (Dhariwal and Nichol 2021): 553 million parameters, your own images
+            adm-lsun-256                 ADM on LSUN at 256x256 (Dhariwal and Nichol 2021): 553 million parameters, bedrooms, cats or horses
+            adm-64-256                   ADM from 64x64 to 256x256 (Dhariwal and Nichol 2021): 312 million parameters, enlarges what adm-64 draws
+            edm-cifar10                  EDM's process on CIFAR-10 (Karras et al. 2022) in ADM's network: 32x32, your own copy of the images
+            edm-64                       EDM's process at 64x64 (Karras et al. 2022) in ADM's network: classes of ImageNet or your own
+            classifier-64                ADM's classifier of noised 64x64 images (Dhariwal and Nichol 2021): your own images, in a folder per class
+            classifier-128               ADM's classifier of noised 128x128 images (Dhariwal and Nichol 2021): your own images, in a folder per class
+            classifier-256               ADM's classifier of noised 256x256 images (Dhariwal and Nichol 2021): your own images, in a folder per class
             --- stderr
 
             use one with `p2 train --preset NAME`, those of classifiers with `p2 train-classifier --preset NAME`; add --dry-run to see its values
@@ -33,7 +59,7 @@ fn presets_are_listed() {
         &expect![[r#"
             exit: 0
             --- stdout
-            [{"command":"train","name":"smoke","summary":"a tiny network on the bundled emoji: seconds, to see that everything works"},{"command":"train","name":"emoji-32","summary":"32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores"},{"command":"train","name":"bench-small","summary":"the small network of docs/performance.md: 32x32, 5.7 million parameters, for p2 bench"},{"command":"train","name":"bench-medium","summary":"the medium network of docs/performance.md: 64x64, 56 million parameters, for p2 bench"},{"command":"train","name":"paper-256","summary":"the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days"},{"command":"train-classifier","name":"classifier-64","summary":"ADM's classifier of noised 64x64 images (Dhariwal and Nichol 2021): your own images, in a folder per class"}]
+            [{"command":"train","name":"smoke","summary":"a tiny network on the bundled emoji: seconds, to see that everything works"},{"command":"train","name":"emoji-32","summary":"32x32 emoji with P2 weighting: bundled images, ten minutes on two CPU cores"},{"command":"train","name":"bench-small","summary":"the small network of docs/performance.md: 32x32, 5.7 million parameters, for p2 bench"},{"command":"train","name":"bench-medium","summary":"the medium network of docs/performance.md: 64x64, 56 million parameters, for p2 bench"},{"command":"train","name":"paper-256","summary":"the paper's 256x256 configuration (Choi et al. 2022): your own images, a large GPU, days"},{"command":"train","name":"p2-ffhq-256","summary":"FFHQ at 256x256 (Choi et al. 2022): the 70,000 faces, a large GPU, weeks"},{"command":"train","name":"p2-celebahq-256","summary":"CelebA-HQ at 256x256 (Choi et al. 2022): the 30,000 faces, a large GPU, weeks"},{"command":"train","name":"p2-cub-256","summary":"CUB-200-2011 at 256x256 (Choi et al. 2022): the 11,788 birds, a large GPU, days"},{"command":"train","name":"p2-afhq-dog-256","summary":"AFHQ-dog at 256x256 (Choi et al. 2022): some 5,000 dogs, a large GPU, days"},{"command":"train","name":"p2-flowers-256","summary":"Oxford Flowers-102 at 256x256 (Choi et al. 2022): the 8,189 flowers, a large GPU, days"},{"command":"train","name":"p2-metfaces-256","summary":"MetFaces at 256x256 (Choi et al. 2022): the 1,336 painted faces, a large GPU, days"},{"command":"train","name":"p2-cub-256-conv-resample","summary":"the paper's ablation without BigGAN blocks, on CUB: 80.7 million parameters"},{"command":"train","name":"p2-cub-256-attention-middle","summary":"the paper's ablation with attention at 8x8 alone, on CUB: 90.4 million parameters"},{"command":"train","name":"p2-cub-256-two-res-blocks","summary":"the paper's ablation with two residual blocks per level, on CUB: 131.7 million parameters"},{"command":"train","name":"p2-cub-256-fast","summary":"the paper's ablation with a learning rate of 2.5e-5, on CUB"},{"command":"train","name":"ddpm-cifar10","summary":"DDPM on CIFAR-10 (Ho et al. 2020) in ADM's network: 32x32, your own copy of the images"},{"command":"train","name":"ddpm-256","summary":"DDPM at 256x256 (Ho et al. 2020) in ADM's network: CelebA-HQ, LSUN or your own images"},{"command":"train","name":"iddpm-cifar10","summary":"Improved DDPM on CIFAR-10 (Nichol and Dhariwal 2021): 32x32, L_hybrid, your own copy of the images"},{"command":"train","name":"iddpm-cifar10-vlb","summary":"Improved DDPM for likelihood on CIFAR-10 (Nichol and Dhariwal 2021): 32x32, L_vlb, your own copy of the images"},{"command":"train","name":"iddpm-64","summary":"Improved DDPM at 64x64 (Nichol and Dhariwal 2021): ImageNet or your own images, L_hybrid"},{"command":"train","name":"iddpm-64-vlb","summary":"Improved DDPM for likelihood at 64x64 (Nichol and Dhariwal 2021): ImageNet or your own images, L_vlb"},{"command":"train","name":"adm-64","summary":"ADM at 64x64 (Dhariwal and Nichol 2021): 296 million parameters, classes of ImageNet or your own"},{"command":"train","name":"adm-128","summary":"ADM at 128x128 (Dhariwal and Nichol 2021): 422 million parameters, classes of ImageNet or your own"},{"command":"train","name":"adm-256","summary":"ADM at 256x256 (Dhariwal and Nichol 2021): 554 million parameters, classes of ImageNet or your own"},{"command":"train","name":"adm-256-uncond","summary":"ADM at 256x256 without classes (Dhariwal and Nichol 2021): 553 million parameters, your own images"},{"command":"train","name":"adm-lsun-256","summary":"ADM on LSUN at 256x256 (Dhariwal and Nichol 2021): 553 million parameters, bedrooms, cats or horses"},{"command":"train","name":"adm-64-256","summary":"ADM from 64x64 to 256x256 (Dhariwal and Nichol 2021): 312 million parameters, enlarges what adm-64 draws"},{"command":"train","name":"edm-cifar10","summary":"EDM's process on CIFAR-10 (Karras et al. 2022) in ADM's network: 32x32, your own copy of the images"},{"command":"train","name":"edm-64","summary":"EDM's process at 64x64 (Karras et al. 2022) in ADM's network: classes of ImageNet or your own"},{"command":"train-classifier","name":"classifier-64","summary":"ADM's classifier of noised 64x64 images (Dhariwal and Nichol 2021): your own images, in a folder per class"},{"command":"train-classifier","name":"classifier-128","summary":"ADM's classifier of noised 128x128 images (Dhariwal and Nichol 2021): your own images, in a folder per class"},{"command":"train-classifier","name":"classifier-256","summary":"ADM's classifier of noised 256x256 images (Dhariwal and Nichol 2021): your own images, in a folder per class"}]
             --- stderr
         "#]],
     );
@@ -161,6 +187,11 @@ fn options_of_models_have_one_line_each() {
                   --guidance-sigmas <LEAST> <MOST>  Guide only between these amounts of noise per unit of data
                   --guide <MODEL>                   Guide away from the guess of another model, such as a
                                                     smaller one
+                  --classifier <CLASSIFIER>         Guide along the gradient of a classifier, as p2
+                                                    train-classifier makes them
+                  --classifier-scale <SCALE>        How far the classifier guides [default: 1]
+                  --classifier-form <FORM>          What the classifier's gradient moves [default: mean for
+                                                    ancestral, else score] [possible values: score, mean, exact]
                   --batch-size <IMAGES>             Images computed at once; changes no result [default: 16]
                   --threads <N>                     Threads to compute with; changes no result [default: one per
                                                     core]

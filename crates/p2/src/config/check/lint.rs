@@ -207,6 +207,11 @@ fn steps_of_their_own(config: &RunConfig) -> Option<String> {
 /// A weight that leaves most levels out, as one does that grows towards pure noise or none.
 fn few_levels(loss: &Loss, objective: &Objective) -> Option<String> {
     let schedule = objective.schedule();
+    let follows_losses = matches!(loss.density, Density::LossSecondMoment { .. });
+    if loss.objective.is_bound() && follows_losses {
+        // As published for the bound: errors are smallest where its weights are largest.
+        return None;
+    }
     let density = TimestepDensity::new(loss.density, schedule).ok()?;
     let drawn = density.probability().iter();
     let mut shares: Vec<(f64, usize)> = drawn

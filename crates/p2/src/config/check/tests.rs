@@ -1,7 +1,7 @@
 //! What is in its range, and by which key the rest is refused.
 
 use super::*;
-use crate::config::{Base, Configuration as _, Override, TEST_CONFIG, resolve};
+use crate::config::{Base, ClassifierRun, Configuration as _, Override, TEST_CONFIG, resolve};
 
 pub(super) fn with(assignments: &[&str]) -> RunConfig {
     let base = Base::File(TEST_CONFIG.into());
@@ -136,6 +136,10 @@ fn a_gamma_above_2_is_a_warning() {
 fn all_presets_are_in_range_without_warnings() {
     for preset in crate::config::PRESETS {
         let run = resolve(&Base::Preset(preset.name.to_owned()), &[]).unwrap();
+        assert_eq!(run.warnings(), &[] as &[String], "{}", preset.name);
+    }
+    for preset in crate::config::CLASSIFIER_PRESETS {
+        let run = ClassifierRun::resolve(&Base::Preset(preset.name.to_owned()), &[]).unwrap();
         assert_eq!(run.warnings(), &[] as &[String], "{}", preset.name);
     }
 }
