@@ -3,9 +3,10 @@
 use candle_core::{DType, Device, Tensor, Var};
 use p2_diffusion::{
     Error, LossTerms, LossType, NoiseSchedule, Objective, Prediction, Result, Variance, Weighting,
+    discretized_gaussian_log_likelihood,
 };
 
-use crate::support::{check_absolute, fill, learned_variance, values};
+use crate::support::{check, check_absolute, fill, learned_variance, values};
 
 /// Two images at t = 0, because they are taken out of the batch and put back.
 const T: [u32; 4] = [6, 0, 1, 0];
@@ -206,5 +207,64 @@ fn a_tiny_variance_has_a_gradient() -> Result<()> {
     let grads = loss.weighted.sum_all()?.backward()?;
     let d_output = values(grads.get(&output).ok_or(Error::MissingVarianceMix)?)?;
     check_absolute("log variance", &d_output[4..], &[0.0; 4], 0.0);
+    Ok(())
+}
+
+/// Natural logarithm of the probability of a pixel's bin, `off` above the mean.
+fn log_likelihood(x: f64, off: f64, log_std: f64) -> f64 {
+    let cdf = |z: f64| {
+        let scale = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+        1.0 / (1.0 + (-scale * (z + 0.044715 * z.powi(3))).exp())
+    };
+    let [above, below] = [1.0, -1.0].map(|side| (off + side / 255.0) / log_std.exp());
+    let probability = match x {
+        -1.0 => cdf(above),
+        // 1 - cdf(below), without its rounding error.
+        1.0 => cdf(-below),
+        _ if off > 0.0 => cdf(-below) - cdf(-above),
+        _ => cdf(above) - cdf(below),
+    };
+    probability.ln()
+}
+
+#[test]
+fn improbable_pixels_keep_their_likelihood_and_its_gradient_in_f32() -> Result<()> {
+    // Pixels 4 to 7 standard deviations from the mean: probabilities from 2e-4 down to 6e-12, where
+    // 1 minus a probability has no digits left.
+    let far = [28.0, 34.0, 40.0, 45.0].map(|off| off / 1024.0);
+    let pixels = [(-1.0, -1.0), (0.0, -1.0), (0.0, 1.0), (1.0, 1.0)];
+    let (log_std, step) = (-5.0, 1e-4);
+    for (x, side) in pixels {
+        let means = far.map(|off| (x - side * off) as f32);
+        let x32 = Tensor::full(x as f32, far.len(), &Device::Cpu)?;
+        let mean = Tensor::new(&means, &Device::Cpu)?;
+        let spread = Var::from_tensor(&Tensor::full(log_std as f32, far.len(), &Device::Cpu)?)?;
+        let got = discretized_gaussian_log_likelihood(&x32, &mean, &spread)?;
+        let at = |log_std| far.map(|off| log_likelihood(x, side * off, log_std));
+        let name = format!("pixel {x}, {side}");
+        check(&name, &values(&got)?, &at(log_std), 1e-5);
+        let grads = got.sum_all()?.backward()?;
+        let slope = values(grads.get(&spread).ok_or(Error::MissingVarianceMix)?)?;
+        let (after, before) = (at(log_std + step), at(log_std - step));
+        let expected: Vec<f64> = after
+            .iter()
+            .zip(before)
+            .map(|(after, before)| (after - before) / (2.0 * step))
+            .collect();
+        check(&name, &slope, &expected, 1e-4);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pixel_far_outside_has_the_least_likelihood_and_no_gradient() -> Result<()> {
+    let x = Tensor::new(&[-1f32, 0.0, 0.0, 1.0], &Device::Cpu)?;
+    let mean = Tensor::new(&[1f32, -2.0, 2.0, -1.0], &Device::Cpu)?;
+    let log_std = Var::new(&[-20f32, -20.0, -5.0, -20.0], &Device::Cpu)?;
+    let got = discretized_gaussian_log_likelihood(&x, &mean, &log_std)?;
+    check("least", &values(&got)?, &[1e-12_f64.ln(); 4], 1e-6);
+    let grads = got.sum_all()?.backward()?;
+    let slope = values(grads.get(&log_std).ok_or(Error::MissingVarianceMix)?)?;
+    assert_eq!(slope, [0.0; 4]);
     Ok(())
 }
