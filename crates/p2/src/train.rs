@@ -15,6 +15,7 @@ mod picture;
 mod run;
 mod state;
 mod tensors;
+mod trace;
 mod uncertainty;
 
 use std::rc::Rc;
@@ -37,6 +38,7 @@ pub use linear_denoiser::LinearDenoiser;
 use noise::{Images, Noise};
 use observer::Observer;
 pub use run::{Outcome, Setup, train};
+pub use trace::{TracedRun, TracedStep};
 use uncertainty::LearnedUncertainty;
 
 use crate::config::{Configuration as _, Run};

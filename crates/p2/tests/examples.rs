@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use p2::config::{Base, resolve};
+use p2::checkpoint::StoredTensors;
+use p2::config::{Base, Override, resolve};
 use p2::model::{Condition, Model, file};
 use p2::monitor::grid::{Images, Size};
 use p2::sample::{SampleOptions, draw};
@@ -158,4 +159,45 @@ fn sample_from_checkpoint_says_what_is_missing() {
         !output.status.success() && stderr.contains("nothing-here"),
         "{stderr}"
     );
+}
+
+#[test]
+fn parity_trace_tells_what_two_steps_began_with_and_saw() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        "diffusion.variance=fixed-large",
+        "train.total_images=16",
+        "train.seed=3",
+    ];
+    let args = [&["trace.safetensors"][..], &settings].concat();
+    let text = stdout(run("parity_trace", &args, folder.path()));
+    assert!(text.contains(r#""n_steps":2"#), "{text}");
+
+    let trace = StoredTensors::open(&folder.path().join("trace.safetensors")).unwrap();
+    assert_eq!(trace.shape("x0").unwrap(), [2, 8, 32, 32, 3]);
+    assert_eq!(trace.shape("t").unwrap(), [2, 8]);
+    let run = resolve(&Base::Preset("smoke".into()), &settings.map(Override::set)).unwrap();
+    let model = Model::new(&run, Cpu::best(Threads::new(1))).unwrap();
+    for param in model.params().iter() {
+        let initial = param.to_reference(&param.values().unwrap()).unwrap();
+        let name = format!("initial.{}", param.name());
+        assert_eq!(trace.values(&name).unwrap(), initial, "{name}");
+    }
+    // The last layer is the first to learn.
+    let values = |prefix: &str| trace.values(&format!("{prefix}.out.2.weight")).unwrap();
+    assert_ne!(values("final"), values("initial"));
+    assert_ne!(values("ema"), values("initial"));
+    // A network begins with a guess of 0, and the weight is 1 - alpha_bar.
+    let (t, eps) = (trace.values("t").unwrap(), trace.values("eps").unwrap());
+    let losses = trace.values("weighted").unwrap();
+    let images = eps.chunks(32 * 32 * 3).zip(t.iter().zip(losses)).take(8);
+    for (eps, (&t, loss)) in images {
+        let alpha_bar = model.schedule().alpha_bar()[t as usize];
+        let squares: f64 = eps.iter().map(|&eps| f64::from(eps).powi(2)).sum();
+        let expected = (1.0 - alpha_bar) * squares / eps.len() as f64;
+        assert!(
+            (f64::from(loss) - expected).abs() < 1e-5 * expected,
+            "{loss} {expected}"
+        );
+    }
 }
