@@ -1,4 +1,6 @@
-//! The negative log-likelihood of images under a model, bounded term by term.
+//! The negative log-likelihood of images under a model: bounded term by term, or estimated without a bound.
+
+mod exact;
 
 use std::ops::Range;
 
@@ -11,6 +13,7 @@ use crate::data::{Dataset, Split};
 use crate::model::{Condition, Model};
 use crate::rng::{Draws, Stream};
 use crate::train::values;
+pub use exact::{Exact, ExactOptions, exact};
 
 /// Which images, at which levels.
 #[derive(Debug, Clone)]
@@ -25,11 +28,30 @@ pub struct BoundOptions {
     pub seed: u64,
 }
 
-/// Bits per dimension (per number of a pixel).
+/// Bits per dimension (per number of a pixel) of each image.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BitsPerDim(pub Vec<f64>);
+
+impl BitsPerDim {
+    /// The mean over images.
+    pub fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len() as f64
+    }
+
+    /// The standard error of [`Self::mean`]: how far another choice of as many images would move it. Not a number for one
+    /// image.
+    pub fn standard_error(&self) -> f64 {
+        let (n, mean) = (self.0.len() as f64, self.mean());
+        let squares = self.0.iter().map(|bits| (bits - mean).powi(2));
+        (squares.sum::<f64>() / (n - 1.0) / n).sqrt()
+    }
+}
+
+/// A bound, and what it is made of.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Bound {
     /// The bound of each image: the sum of its terms and of `prior_bpd`.
-    pub bits_per_dim: Vec<f64>,
+    pub bits_per_dim: BitsPerDim,
     /// Means over images of the part that no model changes.
     pub prior_bpd: f64,
     /// Means over images at each level, the cleanest first.
@@ -47,20 +69,6 @@ pub struct LevelTerm {
     pub bits_per_dim: f64,
     /// Squared error on the noise, with guesses clipped to the range of pixels.
     pub mse_eps: f64,
-}
-
-impl Bound {
-    /// The mean over images.
-    pub fn mean(&self) -> f64 {
-        self.bits_per_dim.iter().sum::<f64>() / self.bits_per_dim.len() as f64
-    }
-
-    /// The standard error of [`Self::mean`]: how far another choice of as many images would move it.
-    pub fn standard_error(&self) -> f64 {
-        let (n, mean) = (self.bits_per_dim.len() as f64, self.mean());
-        let squares = self.bits_per_dim.iter().map(|bits| (bits - mean).powi(2));
-        (squares.sum::<f64>() / (n - 1.0) / n).sqrt()
-    }
 }
 
 /// Bounds the negative log-likelihood of images; they are neither cropped nor mirrored at random.
@@ -106,7 +114,7 @@ pub fn bound(
     Ok(Bound {
         terms: terms.collect(),
         prior_bpd: mean(sums.prior),
-        bits_per_dim: sums.per_image,
+        bits_per_dim: BitsPerDim(sums.per_image),
     })
 }
 

@@ -1,9 +1,11 @@
 //! A network with its noise process: what a configuration describes and a checkpoint restores.
 
+mod denoiser;
 pub mod file;
 mod from_config;
 mod low_res;
 
+pub use denoiser::ModelDenoiser;
 pub use from_config::schedule;
 #[cfg(test)]
 pub(crate) use from_config::unet;
@@ -16,9 +18,7 @@ use std::rc::Rc;
 
 use anyhow::Context as _;
 use candle_core::Tensor;
-use p2_diffusion::{
-    Denoised, Denoiser, NetworkOutput, NoiseSchedule, Objective, Prediction, Variance, Weighting,
-};
+use p2_diffusion::{NoiseSchedule, Objective, Prediction, Variance, Weighting};
 use p2_nn::unet::{Dropout, Input, MultiplyAdds, with_low_res};
 use p2_nn::{Cpu, Init, Node, Params, Tape, UNet};
 
@@ -183,33 +183,33 @@ impl Model {
         noised: Noised<'_>,
         dropout: Option<&Rc<dyn Dropout>>,
     ) -> anyhow::Result<Node> {
+        self.forward(&tape.constant(noised.x_t), noised, dropout)
+    }
+
+    /// The output for `x_t`, which is that of `noised` on the tape that shall record.
+    fn forward(
+        &self,
+        x_t: &Node,
+        noised: Noised<'_>,
+        dropout: Option<&Rc<dyn Dropout>>,
+    ) -> anyhow::Result<Node> {
         let Condition { labels, low_res } = noised.condition;
-        let mut x_t = tape.constant(noised.x_t);
-        if let Some(low_res) = self.check_low_res(low_res)? {
-            x_t = with_low_res(&x_t, low_res)?; // [N, H, W, 6]
-        }
+        let x_t = match self.check_low_res(low_res)? {
+            Some(low_res) => &with_low_res(x_t, low_res)?, // [N, H, W, 6]
+            None => x_t,
+        };
         let t = noised.t.iter().map(|t| t * self.time_scale);
         Ok(self.unet.forward(Input {
-            x_t: &x_t,
+            x_t,
             t: &t.collect::<Vec<_>>(),
             labels: (self.n_classes() > 0).then_some(labels),
             dropout,
         })?)
     }
 
-    /// The model as a sampler sees it, for images of these classes or enlarged from these.
-    pub fn denoiser<'a>(&'a self, condition: Condition<'a>) -> impl Denoiser + 'a {
-        move |x_t: &Tensor, t: &[f64]| -> p2_diffusion::Result<Denoised> {
-            let values = self
-                .predict(Noised { x_t, t, condition })
-                .map_err(|error| p2_diffusion::Error::Caller(error.into()))?;
-            let output = NetworkOutput {
-                values: &values,
-                prediction: self.prediction,
-                variance: self.variance,
-            };
-            output.denoised(&self.schedule, x_t, t)
-        }
+    /// The model as samplers and likelihoods see it, for images of these classes or enlarged from these.
+    pub fn denoiser<'a>(&'a self, condition: Condition<'a>) -> ModelDenoiser<'a> {
+        ModelDenoiser::new(self, condition)
     }
 }
 

@@ -33,8 +33,12 @@ pub enum Stream {
     Likelihood = 10,
     /// Whether a training image loses its class; the index is the image's place in the run.
     LabelDropout = 11,
+    /// What makes whole pixels continuous for an exact likelihood; the index is the image.
+    Dequantization = 12,
+    /// Signs that an exact likelihood probes the divergence with; the index is the image, the lane the probe.
+    Probe = 13,
     /// Noise on the small image that is to be enlarged; the index is the image's place in the run.
-    LowRes = 12,
+    LowRes = 14,
 }
 
 /// Draws of one (seed, stream, index, lane): a counter-based ChaCha8 generator at its start.
@@ -79,6 +83,16 @@ impl Draws {
         }
     }
 
+    /// Fills `out` with -1 and 1, each as likely.
+    pub fn fill_signs(&mut self, out: &mut [f32]) {
+        for signs in out.chunks_mut(64) {
+            let bits = self.0.next_u64();
+            for (i, sign) in signs.iter_mut().enumerate() {
+                *sign = if bits >> i & 1 == 1 { 1.0 } else { -1.0 };
+            }
+        }
+    }
+
     /// A random permutation of `0..n` (Fisher and Yates).
     pub fn permutation(&mut self, n: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..n as u32).collect();
@@ -120,6 +134,19 @@ mod tests {
         assert!(moment(1).abs() < 0.01, "mean {}", moment(1));
         assert!((moment(2) - 1.0).abs() < 0.015, "variance {}", moment(2));
         assert!((moment(4) - 3.0).abs() < 0.1, "fourth moment {}", moment(4));
+    }
+
+    #[test]
+    fn signs_are_even_and_independent() {
+        let mut x = vec![0.0; 100_001];
+        Draws::at(7, Stream::Probe, 0).fill_signs(&mut x);
+        assert!(x.iter().all(|&x| x == 1.0 || x == -1.0));
+        for lag in [0, 1, 63, 64] {
+            let pairs = x.iter().zip(&x[lag..]);
+            let products = pairs.map(|(a, b)| if lag == 0 { *a } else { a * b });
+            let mean = products.sum::<f32>() / x.len() as f32;
+            assert!(mean.abs() < 4.0 / 316.0, "lag {lag}: {mean}");
+        }
     }
 
     #[test]

@@ -310,35 +310,43 @@ fn options_of_files_and_bounds_have_one_line_each() {
         folder.path(),
         &["likelihood", "--help"],
         &expect![[r#"
-        exit: 0
-        --- stdout
-        Bound how many bits a model needs for images
+            exit: 0
+            --- stdout
+            Bound how many bits a model needs for images
 
-        Usage: p2 likelihood [OPTIONS] --data <PATH> <MODEL>
+            Usage: p2 likelihood [OPTIONS] --data <PATH> <MODEL>
 
-        Arguments:
-          <MODEL>  A run, a checkpoint or a .safetensors file
+            Arguments:
+              <MODEL>  A run, a checkpoint or a .safetensors file
 
-        Options:
-              --data <PATH>          Folder or .zip of images, or bundled:emoji-32
-              --training             Bound the images that the model was trained on, not those held out
-              --n-images <IMAGES>    How many images [default: all]
-              --steps <STEPS>        Levels of the bound, evenly spaced: fewer are faster and bound worse
-                                     [default: all]
-              --seed <N>             Seed of the noise [default: 0]
-              --batch-size <IMAGES>  Images computed at once; changes no result [default: 16]
-              --threads <N>          Threads to compute with; changes no result [default: one per core]
-              --csv <FILE>           Write the terms of all levels into this file
-              --json                 Print the results as JSON
-          -q, --quiet                Tell only warnings and errors
-          -v, --verbose              Tell more
-              --color <WHEN>         When to color text for people [default: auto] [possible values: auto,
-                                     always, never]
-          -h, --help                 Print help
+            Options:
+                  --data <PATH>          Folder or .zip of images, or bundled:emoji-32
+                  --training             Bound the images that the model was trained on, not those held out
+                  --n-images <IMAGES>    How many images [default: all]
+                  --steps <STEPS>        Levels of the bound, evenly spaced: fewer are faster and bound worse
+                                         [default: all]
+                  --exact                Estimate the likelihood under the probability flow instead, without a
+                                         bound on it
+                  --probes <PROBES>      Random probes of the flow for each image: more are less noisy and
+                                         slower [default: 1]
+                  --tolerance <ERROR>    Error that each step of the flow may make [default: 1e-5]
+                  --seed <N>             Seed of the noise [default: 0]
+                  --batch-size <IMAGES>  Images computed at once; changes no result [default: 16]
+                  --threads <N>          Threads to compute with; changes no result [default: one per core]
+                  --csv <FILE>           Write the terms of all levels into this file
+                  --json                 Print the results as JSON
+              -q, --quiet                Tell only warnings and errors
+              -v, --verbose              Tell more
+                  --color <WHEN>         When to color text for people [default: auto] [possible values: auto,
+                                         always, never]
+              -h, --help                 Print help
 
-        Example: p2 likelihood runs/emoji-32 --data bundled:emoji-32 --n-images 20 --steps 100
-        --- stderr
-    "#]],
+            Example: p2 likelihood runs/emoji-32 --data bundled:emoji-32 --n-images 20 --steps 100
+            The bound is that of random steps; --exact is for the deterministic flow of the same network, and
+            may lie on either side of it. It is an unbiased estimate of the log-density of pixels with uniform
+            noise added: whole pixels need no more bits than that.
+            --- stderr
+        "#]],
     );
 }
 

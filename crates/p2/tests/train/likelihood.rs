@@ -72,6 +72,47 @@ fn fewer_levels_bound_worse() {
 }
 
 #[test]
+fn neither_company_nor_threads_change_an_exact_likelihood() {
+    let project = trained();
+    let exact = |more: &[&str]| {
+        let exact = ["--exact", "--tolerance", "1e-3"];
+        bound(&project, "run", &[&exact[..], more].concat())
+    };
+    let both = exact(&["--probes", "2", "--threads", "1"]);
+    assert_eq!(both["n_images"], 4);
+    assert_eq!(
+        (&both["n_probes"], &both["tolerance"]),
+        (&2.into(), &1e-3.into())
+    );
+    let images: Vec<f64> = serde_json::from_value(both["images"].clone()).unwrap();
+    let mean = images.iter().sum::<f64>() / 4.0;
+    assert_eq!(both["bits_per_dim"], mean);
+    assert!(
+        images
+            .iter()
+            .all(|bits| bits.is_finite() && bits.abs() < 40.0),
+        "{images:?}"
+    );
+    let one = exact(&["--probes", "2", "--threads", "2", "--n-images", "1"]);
+    assert_eq!(one["images"][0], images[0]);
+    assert_eq!(one["standard_error"], Value::Null);
+    for other in [
+        exact(&["--n-images", "1"]),
+        exact(&["--n-images", "1", "--seed", "1"]),
+        exact(&["--n-images", "1", "--training"]),
+    ] {
+        assert_ne!(other["images"][0], one["images"][0]);
+    }
+    let finer = bound(&project, "run", &["--exact", "--n-images", "1"]);
+    let coarser = exact(&["--n-images", "1"]);
+    let number = |value: &Value| value.as_f64().unwrap();
+    let [few, many] = [&coarser, &finer].map(|result| number(&result["nfe"]));
+    assert!(few >= 7.0 && few < many, "{few} {many}");
+    let [few, many] = [&coarser, &finer].map(|result| number(&result["bits_per_dim"]));
+    assert!((few - many).abs() < 0.05, "{few} {many}");
+}
+
+#[test]
 fn what_cannot_be_bounded_is_refused() {
     let project = Project::new();
     project.finish("run", &["--max-images", "12"]);
@@ -87,6 +128,15 @@ fn what_cannot_be_bounded_is_refused() {
         ),
         (&["--data", "nowhere", "--training"], "nowhere"),
         (&[], "--data <PATH>"),
+        (
+            &["--data", "images", "--exact", "--steps", "10"],
+            "'--exact' cannot be used with '--steps <STEPS>'",
+        ),
+        (&["--data", "images", "--probes", "2"], "--exact"),
+        (
+            &["--data", "images", "--exact", "--tolerance", "0"],
+            "expected a number above 0 and below 1",
+        ),
     ] {
         let output = p2(project.path(), &[&["likelihood", "run"], more].concat()).output();
         let output = output.unwrap();
