@@ -23,7 +23,7 @@ use crate::{Denoised, Denoiser, NoiseSchedule, Result, per_image};
 
 pub use ancestral::{AncestralOptions, ReverseStep, ancestral, ancestral_guided, p_mean_variance};
 pub use course::Course;
-pub use ddim::{DdimOptions, DdimStep, ddim, ddim_reverse_step, ddim_step};
+pub use ddim::{DdimOptions, DdimStep, ddim, ddim_encode, ddim_reverse_step, ddim_step};
 pub use dormand_prince::Tolerance;
 pub use dpm_solver::{DpmOptions, SinglestepOptions, dpm_multistep, dpm_singlestep};
 pub use edm::{Churn, EdmOptions, Order, edm};

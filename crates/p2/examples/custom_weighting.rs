@@ -92,10 +92,7 @@ fn gradients(
     let noised = Noised {
         x_t: &x_t,
         t: &times,
-        condition: Condition {
-            labels: &batch.labels,
-            low_res: None,
-        },
+        condition: Condition::of_classes(&batch.labels),
     };
     let tape = Tape::recording(model.cpu(), Recompute::Nothing);
     let output = model.record(&tape, noised, None)?;

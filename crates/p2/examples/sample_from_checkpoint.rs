@@ -39,10 +39,8 @@ fn sample(model: &Path, picture: &Path, cpu: Cpu) -> anyhow::Result<()> {
     println!("model: {}", loaded.path.display());
     let settings = &loaded.run.sample;
     let options = SampleOptions::of(settings);
-    let condition = Condition {
-        labels: &labels(loaded.model.n_classes(), 0..N_IMAGES, None), // all classes in turn
-        low_res: None,
-    };
+    let labels = labels(loaded.model.n_classes(), 0..N_IMAGES, None); // all classes in turn
+    let condition = Condition::of_classes(&labels);
     let drawn = draw(&loaded.model, 0..N_IMAGES, condition, &options, || Ok(()))?;
     let size = loaded.model.image_size();
     let pixels: Vec<f32> = drawn.pixels.flatten_all()?.to_vec1()?;

@@ -1,6 +1,7 @@
 //! The command line: what may be typed. Nothing is done here.
 
 mod convert;
+mod encode;
 mod likelihood;
 mod train;
 mod weights;
@@ -16,6 +17,7 @@ use crate::sample::ClassifierForm;
 use crate::signal::Signal;
 
 pub use convert::ConvertArgs;
+pub use encode::EncodeArgs;
 pub use likelihood::LikelihoodArgs;
 pub use train::{RunArgs, Start, TrainArgs, TrainClassifierArgs};
 pub use weights::{WeightsCommand, WeightsListArgs, WeightsShowArgs};
@@ -101,6 +103,8 @@ pub enum Command {
     TrainClassifier(TrainClassifierArgs),
     /// Draw images from a trained model
     Sample(SampleArgs),
+    /// Turn images into the noise that a model draws them from
+    Encode(EncodeArgs),
     /// Bound how many bits a model needs for images
     Likelihood(LikelihoodArgs),
     /// Turn weights of PyTorch into a model, or back
@@ -125,6 +129,7 @@ const MAX: u64 = i64::MAX as u64;
 /// What `p2 sample` may be told.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: p2 sample runs/emoji-32 --n-images 64 --steps 50 --out samples")]
+#[command(group = ArgGroup::new("of_what").required(true).multiple(true).args(["n_images", "codes"]))]
 pub struct SampleArgs {
     /// A run, a checkpoint or a .safetensors file
     #[arg(value_name = "MODEL", required_unless_present = "cascade")]
@@ -140,9 +145,9 @@ pub struct SampleArgs {
     /// Folder or .zip of images that a super-resolution model enlarges, in turn
     #[arg(long, value_name = "PATH")]
     pub low_res: Option<String>,
-    /// How many images
+    /// How many images [default with --codes: all]
     #[arg(long, value_name = "IMAGES")]
-    pub n_images: std::num::NonZeroUsize,
+    pub n_images: Option<std::num::NonZeroUsize>,
     /// How to sample [default: sample.sampler of the model]
     #[arg(long, value_name = "SAMPLER")]
     pub sampler: Option<Sampler>,
@@ -186,6 +191,13 @@ pub struct SampleArgs {
     /// What the classifier's gradient moves [default: mean for ancestral, else score]
     #[arg(long, value_name = "FORM", requires = "classifier")]
     pub classifier_form: Option<ClassifierForm>,
+    /// Draw the images of these codes again, by the deterministic steps of p2 encode
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with_all = ["sampler", "spacing", "eta", "seed",
+        "guidance_scale", "guidance_sigmas", "guide", "classifier", "cascade", "low_res"])]
+    pub codes: Option<PathBuf>,
+    /// Draw so many images between each code and the next as well
+    #[arg(long, value_name = "IMAGES", requires = "codes")]
+    pub interpolate: Option<std::num::NonZeroUsize>,
     /// Images computed at once; changes no result [default: 16]
     #[arg(long, value_name = "IMAGES")]
     pub batch_size: Option<std::num::NonZeroUsize>,

@@ -2,6 +2,7 @@
 
 mod bench;
 mod convert;
+mod encode;
 mod info;
 mod likelihood;
 mod presets;
@@ -26,6 +27,7 @@ pub fn run(command: Command, printer: &Printer) -> anyhow::Result<ExitStatus> {
         Command::Presets(arguments) => presets::presets(&arguments, printer),
         Command::Sample(arguments) => sample::sample(&arguments, printer),
         Command::Convert(arguments) => convert::convert(&arguments, printer),
+        Command::Encode(arguments) => encode::encode_images(&arguments, printer),
         Command::Likelihood(arguments) => likelihood::likelihood(&arguments, printer),
         Command::Info(arguments) => info::info(&arguments, printer),
         Command::Bench(arguments) => bench::bench(&arguments, printer),

@@ -54,6 +54,17 @@ pub fn make_folder(path: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(path).map_err(|error| explain(error, "make the folder", path))
 }
 
+/// Makes the folder that a file shall lie in: now rather than when there is something to write.
+///
+/// # Errors
+/// If the system refuses.
+pub fn make_parent(path: &Path) -> anyhow::Result<()> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => make_folder(folder),
+        _ => Ok(()),
+    }
+}
+
 /// Reads a whole text file.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod classifier;
 pub mod cli;
+pub mod codes;
 pub mod command;
 pub mod config;
 pub mod data;

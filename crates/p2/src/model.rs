@@ -62,6 +62,14 @@ pub struct Condition<'a> {
     pub low_res: Option<&'a Tensor>,
 }
 
+impl<'a> Condition<'a> {
+    /// That of a model which draws from noise alone.
+    pub fn of_classes(labels: &'a [u32]) -> Self {
+        let low_res = None;
+        Self { labels, low_res }
+    }
+}
+
 impl Model {
     /// An untrained model: its weights are a function of `train.seed`.
     ///
@@ -267,10 +275,7 @@ mod tests {
             let noised = Noised {
                 x_t: &x_t,
                 t: &[t],
-                condition: Condition {
-                    labels: &[],
-                    low_res: None,
-                },
+                condition: Condition::of_classes(&[]),
             };
             let output = model.predict(noised).unwrap();
             output.flatten_all().unwrap().to_vec1().unwrap()

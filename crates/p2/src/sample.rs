@@ -18,6 +18,7 @@ use crate::model::{Condition, Model};
 use crate::rng::{Draws, Stream};
 pub use npz::npz_file;
 use run::Run;
+pub(crate) use run::levels;
 
 /// How images are drawn.
 #[derive(Debug, Clone, Copy)]

@@ -124,10 +124,7 @@ fn sample_from_checkpoint_draws_what_the_library_draws() {
     ));
 
     let options = SampleOptions::of(&settings.sample);
-    let condition = Condition {
-        labels: &[0; 16],
-        low_res: None,
-    };
+    let condition = Condition::of_classes(&[0; 16]);
     let drawn = draw(&model, 0..16, condition, &options, || Ok(())).unwrap();
     let pixels: Vec<f32> = drawn.pixels.flatten_all().unwrap().to_vec1().unwrap();
     let images = Images::new(

@@ -9,6 +9,8 @@ mod train {
     mod cascade;
     /// Classifiers of noised images.
     mod classifier;
+    /// Images as noise, drawn again.
+    mod codes;
     /// Two ways to say one thing, which must give the same numbers.
     mod equal;
     /// A NaN, a full disk, a damaged checkpoint.

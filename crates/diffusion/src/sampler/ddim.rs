@@ -115,6 +115,42 @@ pub fn ddim_reverse_step(
     move_along(x_t, &x0_hat, moves)
 }
 
+/// Deterministic DDIM from clean images up to the noisiest level: the noise that [`ddim`] with an eta of 0 and without
+/// clipping makes these images of.
+///
+/// The two are inverse up to an error of the order of a step. A guess of the image without noise leads to the first
+/// level, as if its noise were that of the level itself; [`ddim_reverse_step`] leads on to the last, never beyond.
+///
+/// # Shapes and units
+/// - `x0`: `[N, ..]`
+/// - returns: like `x0`, standard normal as far as the model knows such images
+///
+/// # Errors
+/// As for [`ddim_reverse_step`], and whatever the denoiser returns.
+///
+/// # Source
+/// Song et al. 2021, arXiv 2010.02502, section 5.4.
+pub fn ddim_encode<D: Denoiser + ?Sized>(
+    denoiser: &D,
+    x0: &Tensor,
+    levels: &Levels,
+) -> Result<Tensor> {
+    let (schedule, timesteps) = (levels.schedule(), levels.timesteps());
+    let first = schedule.alpha_bar()[0].sqrt();
+    let x_t = x0.affine(first, 0.0)?;
+    let x0_hat = denoise_at(denoiser, &x_t, timesteps[0])?.x0_hat;
+    per_image::check_shape("x0_hat", &x0_hat, x0)?;
+    // The noise is sqrt(alpha_bar / (1 - alpha_bar)) (x0 - x0_hat); sqrt(1 - alpha_bar) of it is added.
+    let mut x = (x_t + (x0 - x0_hat)?.affine(first, 0.0)?)?;
+    let n_images = x.dims().first().copied().unwrap_or(0);
+    for (i, &t) in timesteps[..timesteps.len() - 1].iter().enumerate() {
+        let denoised = denoise_at(denoiser, &x, t)?;
+        let indices = vec![i as u32; n_images];
+        x = ddim_reverse_step(schedule, &x, &denoised, &indices, Clip::Off)?;
+    }
+    Ok(x)
+}
+
 /// DDIM from the noisiest level down.
 ///
 /// # Shapes and units

@@ -249,6 +249,50 @@ fn ddim_can_be_run_backwards() -> Result<()> {
     Ok(())
 }
 
+/// The noise that DDIM would have made an image of: the error falls like the step.
+#[test]
+fn images_become_noise_and_come_back() -> Result<()> {
+    let linear = NoiseSchedule::linear(1000)?;
+    for training in [linear.with_zero_terminal_snr()?, linear] {
+        let mut errors = Vec::new();
+        for n_steps in [50, 100, 200, 400] {
+            errors.push(round_trip(&training, n_steps)?);
+        }
+        assert!(errors[3].iter().all(|&error| error < 0.03), "{errors:?}");
+        for pair in errors.windows(2) {
+            for (before, after) in pair[0].iter().zip(pair[1]) {
+                let order = (before / after).log2();
+                assert!((order - 1.0).abs() < 0.2, "{errors:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The largest errors of an image that came back, and of the noise that it was.
+fn round_trip(training: &NoiseSchedule, n_steps: usize) -> Result<[f64; 2]> {
+    let (mean, std) = (-0.4, 0.5);
+    let best = Best {
+        training: training.clone(),
+        data: Gaussian { mean, std },
+    };
+    let x0 = fill(&[7, 1], DType::F64, |i| 0.5 * i - 1.9)?;
+    let levels = Levels::from_spec(training, &n_steps.to_string())?;
+    let code = sampler::ddim_encode(&best, &x0, &levels)?;
+    let mut no_noise = |_| Err(Error::Caller("a deterministic sampler drew noise".into()));
+    let again = ddim(&levels, 0.0)(&best, code.clone(), &mut no_noise)?;
+    // As many standard deviations from the mean as the image is.
+    let alpha_bar = training.alpha_bar()[999];
+    let noise_std = (1.0 - (1.0 - std * std) * alpha_bar).sqrt();
+    let expected = x0.affine(noise_std / std, 0.0)?;
+    let expected = (expected + mean * (alpha_bar.sqrt() - noise_std / std))?;
+    let largest = |x: Tensor| -> Result<f64> {
+        let sizes = values(&x)?.into_iter().map(f64::abs);
+        Ok(sizes.fold(0.0, f64::max))
+    };
+    Ok([largest((again - &x0)?)?, largest((code - expected)?)?])
+}
+
 /// A run must not keep the activations of all its steps alive for a backward pass that never comes.
 #[test]
 fn samplers_build_no_graph() -> Result<()> {

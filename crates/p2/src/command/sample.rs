@@ -1,6 +1,7 @@
 //! `p2 sample`: draws images from a model into a folder.
 
 mod cascade;
+mod decode;
 mod options;
 
 use std::ops::Range;
@@ -16,6 +17,7 @@ use crate::engine;
 use crate::monitor::grid::{Images, Size};
 use crate::print::Printer;
 use crate::sample::{npz_file, raw_file};
+pub(super) use cascade::check_class;
 use cascade::{Cascade, Networks};
 
 /// Images computed at once, if the user does not say.
@@ -27,49 +29,75 @@ const GRID_IMAGES: u64 = 64;
 /// Draws images and saves them as `000000.png` and so on, and the first of them as `grid.png`.
 pub(super) fn sample(arguments: &SampleArgs, printer: &Printer) -> anyhow::Result<ExitStatus> {
     engine::with_threads(arguments.threads, |cpu| {
+        if let Some(codes) = &arguments.codes {
+            return decode::decode_images(arguments, codes, cpu, printer);
+        }
         let networks = Networks::load(arguments, cpu, printer)?;
         let cascade = networks.cascade(arguments, printer)?;
         for path in networks.paths() {
             printer.note(format_args!("sampling from {}", path.display()));
         }
-        durable::make_folder(&arguments.out)?;
-        // Now rather than after hours of drawing.
-        for path in [&arguments.raw, &arguments.npz].into_iter().flatten() {
-            let folder = path.parent();
-            if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
-                durable::make_folder(folder)?;
-            }
-        }
+        make_folders(arguments)?;
         let started = Instant::now();
-        let n_images = arguments.n_images.get() as u64;
+        // Without codes there must be a number.
+        let n_images = arguments.n_images.map_or(1, |n| n.get() as u64);
         let all = draw_all(arguments, &cascade, n_images, printer)?;
         let (pixels, size) = (&all.pixels, cascade.image_size());
         let n_pixels = size * size * 3;
         let grid = &pixels[..n_pixels * n_images.min(GRID_IMAGES) as usize];
         images(grid, size)?.save_grid(&arguments.out.join("grid.png"))?;
-        if let Some(raw) = &arguments.raw {
-            raw_file(raw, size, pixels)?;
-        }
-        if let Some(npz) = &arguments.npz {
-            let labels = cascade.has_classes().then_some(all.labels.as_slice());
-            npz_file(npz, size, pixels, labels)?;
-        }
-        let seconds = started.elapsed().as_secs_f64();
-        if arguments.json {
-            printer.json(&json!({
-                "out": arguments.out,
-                "n_images": n_images,
-                "seconds": seconds,
-                "nfe": all.nfe,
-            }))?;
-        }
-        let folder = arguments.out.display();
-        printer.note(format_args!(
-            "{n_images} images in {folder}, {} network evaluations each, {seconds:.1} s",
-            all.nfe
-        ));
-        Ok(ExitStatus::Done)
+        let labels = cascade.has_classes().then_some(all.labels.as_slice());
+        save_whole(arguments, size, pixels, labels)?;
+        report(arguments, (n_images, all.nfe), started, printer)
     })
+}
+
+/// Makes the folders of all files, now rather than after hours of drawing.
+fn make_folders(arguments: &SampleArgs) -> anyhow::Result<()> {
+    durable::make_folder(&arguments.out)?;
+    for path in [&arguments.raw, &arguments.npz].into_iter().flatten() {
+        durable::make_parent(path)?;
+    }
+    Ok(())
+}
+
+/// Saves the files that hold all images, if they are wanted.
+fn save_whole(
+    arguments: &SampleArgs,
+    size: usize,
+    pixels: &[f32],
+    labels: Option<&[u32]>,
+) -> anyhow::Result<()> {
+    if let Some(raw) = &arguments.raw {
+        raw_file(raw, size, pixels)?;
+    }
+    if let Some(npz) = &arguments.npz {
+        npz_file(npz, size, pixels, labels)?;
+    }
+    Ok(())
+}
+
+/// Says what was drawn, at what cost.
+fn report(
+    arguments: &SampleArgs,
+    (n_images, nfe): (u64, f64),
+    started: Instant,
+    printer: &Printer,
+) -> anyhow::Result<ExitStatus> {
+    let seconds = started.elapsed().as_secs_f64();
+    if arguments.json {
+        printer.json(&json!({
+            "out": arguments.out,
+            "n_images": n_images,
+            "seconds": seconds,
+            "nfe": nfe,
+        }))?;
+    }
+    let folder = arguments.out.display();
+    printer.note(format_args!(
+        "{n_images} images in {folder}, {nfe} network evaluations each, {seconds:.1} s"
+    ));
+    Ok(ExitStatus::Done)
 }
 
 /// What was drawn in all batches.

@@ -96,11 +96,6 @@ mod tests {
         model
     }
 
-    fn of_classes(labels: &[u32]) -> Condition<'_> {
-        let low_res = None;
-        Condition { labels, low_res }
-    }
-
     fn waves(n: usize, frequency: f64) -> Tensor {
         let values = (0..n * 192).map(|i| (frequency * i as f64).sin() as f32);
         let values = Tensor::from_iter(values, &Device::Cpu).unwrap();
@@ -120,7 +115,7 @@ mod tests {
                 let prediction = format!("diffusion.prediction={prediction}");
                 let variance = format!("diffusion.variance={variance}");
                 let model = model(&[&prediction, &variance]);
-                let denoiser = model.denoiser(of_classes(&[0, 2]));
+                let denoiser = model.denoiser(Condition::of_classes(&[0, 2]));
                 let (x_t, v, t) = (waves(2, 0.11), waves(2, 0.37), [30.0, 512.5]);
                 let (denoised, product) = denoiser.denoise_with_vjp(&x_t, &t, &v).unwrap();
                 let alone = denoiser.denoise(&x_t, &t).unwrap();
@@ -157,7 +152,7 @@ mod tests {
         let product = |first: usize, n: usize| {
             let rows = first..first + n;
             let [x_t, v] = [&x_t, &v].map(|all| all.narrow(0, first, n).unwrap());
-            let denoiser = model.denoiser(of_classes(&labels[rows.clone()]));
+            let denoiser = model.denoiser(Condition::of_classes(&labels[rows.clone()]));
             let product = denoiser.denoise_with_vjp(&x_t, &t[rows], &v);
             bits(&product.unwrap().1)
         };

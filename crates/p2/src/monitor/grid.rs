@@ -60,12 +60,21 @@ impl<'a> Images<'a> {
     /// # Errors
     /// If there are none, or the file cannot be written.
     pub fn save_grid(&self, path: &Path) -> anyhow::Result<()> {
+        let n_columns = (1..).find(|n| n * n >= self.n_images()).unwrap_or(1);
+        self.save_rows(n_columns, path)
+    }
+
+    /// Saves all images in one PNG, so many in a row.
+    ///
+    /// # Errors
+    /// As for [`Self::save_grid`].
+    pub fn save_rows(&self, n_columns: usize, path: &Path) -> anyhow::Result<()> {
         anyhow::ensure!(
-            self.n_images() > 0,
+            self.n_images() > 0 && n_columns > 0,
             "no images for the grid {}",
             path.display()
         );
-        let (size, bytes) = self.grid();
+        let (size, bytes) = self.grid(n_columns);
         save_png(path, size, &bytes)
     }
 
@@ -88,8 +97,7 @@ impl<'a> Images<'a> {
         )
     }
 
-    fn grid(&self) -> (Size, Vec<u8>) {
-        let n_columns = (1..).find(|n| n * n >= self.n_images()).unwrap_or(1);
+    fn grid(&self, n_columns: usize) -> (Size, Vec<u8>) {
         let n_rows = self.n_images().div_ceil(n_columns);
         let size = Size {
             height: n_rows * (self.height + GAP) - GAP,

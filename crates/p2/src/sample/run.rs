@@ -69,7 +69,8 @@ impl<D: Denoiser + ?Sized, G: ClassGradient> Run<'_, D, G> {
         let (which, eta, clip) = (self.options.sampler, self.options.eta, self.clip);
         let (denoiser, noise, report) = (self.denoiser, self.noise, self.report);
         let training = self.model.schedule();
-        let levels = || levels(training, self.options);
+        let (n_steps, spacing) = (self.options.n_steps, self.options.spacing);
+        let levels = || levels(training, n_steps, spacing);
         let course = || course(training, self.options);
         match which {
             Sampler::Ancestral => {
@@ -140,14 +141,16 @@ fn corrector(which: Sampler, clip: Clip) -> CorrectorOptions {
 fn course(training: &NoiseSchedule, options: &SampleOptions<'_>) -> Result<Course> {
     match options.spacing {
         Spacing::Karras => Course::karras(options.n_steps, RHO, training),
-        _ => Course::through(&levels(training, options)?, training),
+        spacing => Course::through(&levels(training, options.n_steps, spacing)?, training),
     }
 }
 
 /// The noise levels of so many steps.
-fn levels(schedule: &NoiseSchedule, options: &SampleOptions<'_>) -> Result<Levels> {
-    let n_steps = options.n_steps;
-    match options.spacing {
+///
+/// # Errors
+/// If there are more steps than noise levels.
+pub(crate) fn levels(schedule: &NoiseSchedule, n_steps: usize, spacing: Spacing) -> Result<Levels> {
+    match spacing {
         // Respacing would take the cleanest level; one step from noise starts at the noisiest.
         Spacing::Even | Spacing::Karras if n_steps == 1 => {
             Levels::from_timesteps(schedule, vec![schedule.n_timesteps() as u32 - 1])

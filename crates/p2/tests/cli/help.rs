@@ -211,6 +211,40 @@ fn options_of_models_have_one_line_each() {
             --- stderr
         "#]],
     );
+    check(
+        folder.path(),
+        &["encode", "--help"],
+        &expect![[r#"
+            exit: 0
+            --- stdout
+            Turn images into the noise that a model draws them from
+
+            Usage: p2 encode [OPTIONS] --data <PATH> --out <FILE.safetensors> <MODEL>
+
+            Arguments:
+              <MODEL>  A run, a checkpoint or a .safetensors file
+
+            Options:
+                  --data <PATH>             Folder or .zip of images, or bundled:emoji-32
+                  --n-images <IMAGES>       How many images, in the order of their names [default: all]
+                  --steps <STEPS>           Steps from image to noise: more are more exact [default: 100]
+                  --class <CLASS>           Class of the images, counted from 0 [default: that of their folder]
+                  --batch-size <IMAGES>     Images computed at once; changes no result [default: 16]
+                  --threads <N>             Threads to compute with; changes no result [default: one per core]
+                  --check                   Draw the images again, and say how far they are off
+                  --json                    Print the results as JSON
+                  --out <FILE.safetensors>  File of the codes
+              -q, --quiet                   Tell only warnings and errors
+              -v, --verbose                 Tell more
+                  --color <WHEN>            When to color text for people [default: auto] [possible values:
+                                            auto, always, never]
+              -h, --help                    Print help
+
+            Example: p2 encode runs/emoji-32 --data bundled:emoji-32 --n-images 8 --out codes.safetensors
+            p2 sample MODEL --codes FILE draws the images again, and with --interpolate those between them.
+            --- stderr
+        "#]],
+    );
 }
 
 #[test]

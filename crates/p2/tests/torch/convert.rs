@@ -128,10 +128,7 @@ fn the_network_answers_as_in_pytorch() {
     let noised = Noised {
         x_t: &x_t,
         t: &[7.0, 500.0],
-        condition: Condition {
-            labels: &[0, 0],
-            low_res: None,
-        },
+        condition: Condition::of_classes(&[0, 0]),
     };
     let got = model.predict(noised).unwrap();
     let norm = |x: &Tensor| -> f32 {

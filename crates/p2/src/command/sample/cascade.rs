@@ -261,6 +261,11 @@ fn check_classes(counts: &[usize], class: Option<u32>) -> Result<(), Problem> {
             Problem::new(message).hint("those with classes must have the same model.n_classes")
         );
     }
+    check_class(class, n_classes)
+}
+
+/// A class that is asked for must be one of so many.
+pub(in crate::command) fn check_class(class: Option<u32>, n_classes: usize) -> Result<(), Problem> {
     match class {
         Some(_) if n_classes == 0 => {
             Err(Problem::new("the model knows no classes").hint("leave --class away"))
