@@ -9,4 +9,6 @@ mod torch {
     mod convert;
     /// Files that want to do harm.
     mod hostile;
+    /// Hostile files in the container before PyTorch 1.6.
+    mod hostile_legacy;
 }

@@ -3,112 +3,43 @@
 //! # Source
 //! `pickletools` of Python describes the instructions; PyTorch writes protocol 2.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// What a pickle may name. Anything else is refused: naming is the first half of running.
-const ALLOWED: [&str; 7] = [
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    "torch.FloatStorage",
-    "torch.DoubleStorage",
-    "torch.HalfStorage",
-    "torch.BFloat16Storage",
-];
-/// Containers in containers.
-const MAX_DEPTH: usize = 64;
+use super::quoted;
+use super::value::{Name, Value};
 
-/// A value on the stack. Copies share what they hold.
-#[derive(Debug, Clone)]
-pub(super) enum Value {
-    None,
-    Bool,
-    Int(i64),
-    Float,
-    Text(Rc<str>),
-    Tuple(Rc<[Value]>, usize),
-    List(Rc<Container<Value>>),
-    Dict(Rc<Container<(Value, Value)>>),
-    /// An allowed name.
-    Name(&'static str),
-    /// What stands for numbers beside the pickle.
-    Persistent(Rc<[Value]>),
-    /// A call of an allowed name, not made.
-    Call(&'static str, Rc<[Value]>, usize),
-}
-
-/// What a list or dictionary holds, and how deep that is.
+/// What a pickle leaves.
 #[derive(Debug)]
-pub(super) struct Container<T> {
-    pub(super) items: RefCell<Vec<T>>,
-    depth: Cell<usize>,
-    /// It lies in another: what changes now could come to lie in itself.
-    is_inside: Cell<bool>,
+pub(super) struct Outcome {
+    pub(super) value: Value,
+    /// Its length: more may come behind it.
+    pub(super) n_bytes: usize,
+    /// All ids of numbers beside it, in the order of their mention.
+    pub(super) persistent: Vec<Rc<[Value]>>,
 }
 
-impl Value {
-    fn depth(&self) -> usize {
-        match self {
-            Self::Tuple(_, depth) | Self::Call(_, _, depth) => *depth,
-            Self::List(list) => list.depth.get(),
-            Self::Dict(dict) => dict.depth.get(),
-            _ => 0,
-        }
-    }
-
-    /// Goes into a container: returns the depth of that.
-    fn enter(&self) -> Result<usize> {
-        match self {
-            Self::List(list) => list.is_inside.set(true),
-            Self::Dict(dict) => dict.is_inside.set(true),
-            _ => {}
-        }
-        let depth = self.depth() + 1;
-        ensure!(
-            depth <= MAX_DEPTH,
-            "containers lie more than {MAX_DEPTH} deep"
-        );
-        Ok(depth)
-    }
-}
-
-impl<T> Default for Container<T> {
-    fn default() -> Self {
-        Self {
-            items: RefCell::default(),
-            depth: Cell::default(),
-            is_inside: Cell::default(),
-        }
-    }
-}
-
-impl<T> Container<T> {
-    fn add(&self, item: T, depth: usize) -> Result<()> {
-        ensure!(!self.is_inside.get(), "a container changes inside another");
-        self.depth.set(self.depth.get().max(depth));
-        self.items.borrow_mut().push(item);
-        Ok(())
-    }
-}
-
-/// Runs a pickle to its end and returns what it leaves.
+/// Runs the pickle at the start of the bytes to its end.
 ///
 /// # Errors
 /// Names the first instruction or name that is not allowed, or what is wrong with the pickle.
-pub(super) fn interpret(bytes: &[u8]) -> Result<Value> {
+pub(super) fn interpret(bytes: &[u8]) -> Result<Outcome> {
     let mut machine = Machine {
         bytes,
         at: 0,
         stack: Vec::new(),
         marks: Vec::new(),
         memo: Vec::new(),
+        persistent: Vec::new(),
     };
     loop {
         if let Some(value) = machine.step()? {
-            return Ok(value);
+            return Ok(Outcome {
+                value,
+                n_bytes: machine.at,
+                persistent: machine.persistent,
+            });
         }
     }
 }
@@ -120,6 +51,7 @@ struct Machine<'a> {
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: Vec<Value>,
+    persistent: Vec<Rc<[Value]>>,
 }
 
 impl Machine<'_> {
@@ -135,7 +67,7 @@ impl Machine<'_> {
             // A frame's length: the whole pickle is in memory already.
             0x95 => _ = self.take(8)?,
             b'N' => self.stack.push(Value::None),
-            0x88 | 0x89 => self.stack.push(Value::Bool),
+            0x88 | 0x89 => self.stack.push(Value::Bool(op == 0x88)),
             b'(' => self.marks.push(self.stack.len()),
             b'}' => self.stack.push(Value::Dict(Rc::default())),
             b']' => self.stack.push(Value::List(Rc::default())),
@@ -152,7 +84,10 @@ impl Machine<'_> {
             b'c' | 0x93 => self.name(op)?,
             b'q' | b'r' | 0x94 | b'h' | b'j' => self.remember(op)?,
             b'Q' => match self.pop()? {
-                Value::Tuple(items, _) => self.stack.push(Value::Persistent(items)),
+                Value::Tuple(items, _) => {
+                    self.persistent.push(Rc::clone(&items));
+                    self.stack.push(Value::Persistent(items));
+                }
                 _ => bail!("a persistent id is no tuple"),
             },
             b'R' => self.call()?,
@@ -184,30 +119,35 @@ impl Machine<'_> {
     }
 
     fn pop(&mut self) -> Result<Value> {
-        let floor = self.marks.last().copied().unwrap_or(0);
-        ensure!(self.stack.len() > floor, "the pickle's stack is empty");
+        self.below(1)?;
         self.stack.pop().context("the pickle's stack is empty")
     }
 
-    /// Everything above the last mark.
-    fn pop_mark(&mut self) -> Result<Vec<Value>> {
-        let mark = self.marks.pop().context("the pickle has no mark")?;
-        Ok(self.stack.split_off(mark))
+    /// The height of the stack at the last mark, which is taken away.
+    fn mark(&mut self) -> Result<usize> {
+        self.marks.pop().context("the pickle has no mark")
+    }
+
+    /// The height of the stack below its last values.
+    fn below(&self, n: usize) -> Result<usize> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        let height = self.stack.len().checked_sub(n).filter(|&at| at >= floor);
+        height.context("the pickle's stack is empty")
     }
 
     fn int(&mut self, op: u8) -> Result<()> {
         let value = match op {
-            b'K' => i64::from(self.take(1)?[0]),
-            b'M' => i64::from(u16::from_le_bytes(self.array()?)),
-            b'J' => i64::from(i32::from_le_bytes(self.array()?)),
+            b'K' => i128::from(self.take(1)?[0]),
+            b'M' => i128::from(u16::from_le_bytes(self.array()?)),
+            b'J' => i128::from(i32::from_le_bytes(self.array()?)),
             _ => {
                 let n = usize::from(self.take(1)?[0]);
-                ensure!(n <= 8, "a whole number of {n} bytes");
+                ensure!(n <= 16, "a whole number of {n} bytes");
                 let taken = self.take(n)?;
                 let is_negative = taken.last().is_some_and(|byte| byte & 0x80 != 0);
-                let mut bytes = [if is_negative { 0xff } else { 0 }; 8];
+                let mut bytes = [if is_negative { 0xff } else { 0 }; 16];
                 bytes[..n].copy_from_slice(taken);
-                i64::from_le_bytes(bytes)
+                i128::from_le_bytes(bytes)
             }
         };
         self.stack.push(Value::Int(value));
@@ -224,18 +164,13 @@ impl Machine<'_> {
     }
 
     fn tuple(&mut self, op: u8) -> Result<()> {
-        let items = match op {
-            b')' => Vec::new(),
-            b't' => self.pop_mark()?,
-            op => {
-                let n = usize::from(op - 0x84);
-                let mut items = (0..n).map(|_| self.pop()).collect::<Result<Vec<_>>>()?;
-                items.reverse();
-                items
-            }
+        let start = match op {
+            b')' => self.stack.len(),
+            b't' => self.mark()?,
+            op => self.below(usize::from(op - 0x84))?,
         };
-        let depth = depth_of(&items)?;
-        self.stack.push(Value::Tuple(items.into(), depth));
+        let tuple = Value::tuple(self.stack.drain(start..))?;
+        self.stack.push(tuple);
         Ok(())
     }
 
@@ -250,9 +185,9 @@ impl Machine<'_> {
                 _ => bail!("a name is no text"),
             }
         };
-        let allowed = ALLOWED.iter().find(|allowed| **allowed == name);
-        let allowed =
-            allowed.with_context(|| format!("the pickle names `{name}`, which no weights need"))?;
+        let allowed = Name::find(&name).with_context(|| {
+            format!("the pickle names {}, which no weights need", quoted(&name))
+        })?;
         self.stack.push(Value::Name(allowed));
         Ok(())
     }
@@ -297,7 +232,7 @@ impl Machine<'_> {
         let (Value::Tuple(arguments, depth), Value::Name(name)) = (arguments, name) else {
             bail!("the pickle calls what is no name");
         };
-        if name == "collections.OrderedDict" {
+        if name == Name::OrderedDict {
             ensure!(arguments.is_empty(), "an ordered dictionary with arguments");
             self.stack.push(Value::Dict(Rc::default()));
         } else {
@@ -307,46 +242,38 @@ impl Machine<'_> {
     }
 
     fn set_items(&mut self, op: u8) -> Result<()> {
-        let items = if op == b'u' {
-            self.pop_mark()?
-        } else {
-            let value = self.pop()?;
-            vec![self.pop()?, value]
+        let start = match op {
+            b'u' => self.mark()?,
+            _ => self.below(2)?,
         };
-        let Some(Value::Dict(dict)) = self.stack.last() else {
+        let (below, items) = self.stack.split_at(start);
+        let Some(Value::Dict(dict)) = below.last() else {
             bail!("the pickle sets items of what is no dictionary");
         };
         let (pairs, rest) = items.as_chunks::<2>();
         ensure!(rest.is_empty(), "a key without a value");
+        dict.reserve(pairs.len());
         for [key, value] in pairs {
-            let depth = key.enter()?.max(value.enter()?);
-            dict.add((key.clone(), value.clone()), depth)?;
+            dict.insert(key.clone(), value.clone())?;
         }
+        self.stack.truncate(start);
         Ok(())
     }
 
     fn append(&mut self, op: u8) -> Result<()> {
-        let items = if op == b'e' {
-            self.pop_mark()?
-        } else {
-            vec![self.pop()?]
+        let start = match op {
+            b'e' => self.mark()?,
+            _ => self.below(1)?,
         };
-        let Some(Value::List(list)) = self.stack.last() else {
+        let (below, items) = self.stack.split_at(start);
+        let Some(Value::List(list)) = below.last() else {
             bail!("the pickle appends to what is no list");
         };
+        list.reserve(items.len());
         for item in items {
-            let depth = item.enter()?;
-            list.add(item, depth)?;
+            list.append(item.clone())?;
         }
+        self.stack.truncate(start);
         Ok(())
     }
-}
-
-/// The depth of a tuple of these.
-fn depth_of(items: &[Value]) -> Result<usize> {
-    let mut deepest = 0;
-    for item in items {
-        deepest = deepest.max(item.enter()?);
-    }
-    Ok(deepest)
 }

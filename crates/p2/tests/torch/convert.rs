@@ -212,6 +212,28 @@ fn views_parameters_and_deeper_places_are_understood() {
     assert!((f64::from(bias[1]) - expected).abs() < 1e-4, "{}", bias[1]);
 }
 
+/// The container before PyTorch 1.6, with views in one storage, a parameter, and numbers of three types.
+#[test]
+fn the_older_container_is_understood() {
+    let open = |name: &str| TorchFile::open(Path::new(&fixture(name))).unwrap();
+    let mut legacy = open("legacy.pt");
+    let names: Vec<&String> = legacy.tensors().keys().collect();
+    assert_eq!(
+        names,
+        [
+            "ema.ema.time_embed.0.bias",
+            "ema.ema.x",
+            "ema.ema.y",
+            "half"
+        ]
+    );
+    for name in ["half", "ema.ema.x", "ema.ema.y"] {
+        assert_eq!(legacy.values(name).unwrap(), [1.5, -2.0], "{name}");
+    }
+    let bias = open("half.pt").values("time_embed.0.bias").unwrap();
+    assert_eq!(legacy.values("ema.ema.time_embed.0.bias").unwrap(), bias);
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     let folder = tempfile::tempdir().unwrap();

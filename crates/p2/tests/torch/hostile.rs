@@ -21,7 +21,8 @@ fn file(folder: &Path, name: &str, pickle: &[u8]) -> PathBuf {
     path
 }
 
-fn text(text: &str) -> Vec<u8> {
+/// The instruction for a text.
+pub(super) fn text(text: &str) -> Vec<u8> {
     [
         &b"X"[..],
         &(text.len() as u32).to_le_bytes(),
@@ -30,7 +31,8 @@ fn text(text: &str) -> Vec<u8> {
     .concat()
 }
 
-fn int(value: i32) -> Vec<u8> {
+/// The instruction for a number.
+pub(super) fn int(value: i32) -> Vec<u8> {
     [&b"J"[..], &value.to_le_bytes()].concat()
 }
 
@@ -65,12 +67,13 @@ fn tensor(
     .concat()
 }
 
-const FLOAT: &str = "torch\nFloatStorage";
+/// How a pickle names a storage of f32.
+pub(super) const FLOAT: &str = "torch\nFloatStorage";
 
 /// The error of opening it, or of reading `w`.
 fn error(path: &Path) -> String {
     let values = TorchFile::open(path).and_then(|mut file| file.values("w"));
-    format!("{:?}", values.unwrap_err())
+    format!("{:#}", values.unwrap_err())
 }
 
 #[test]
@@ -168,12 +171,12 @@ fn sizes_and_places_are_checked_before_memory_is_taken() {
             "its numbers lie in",
         ),
         (
-            tensor("torch\nLongStorage", "0", 8, 0, &[2], &[1]),
-            "torch.LongStorage",
+            tensor("torch\nComplexFloatStorage", "0", 8, 0, &[2], &[1]),
+            "torch.ComplexFloatStorage",
         ),
         (
             tensor("torch._utils\n_rebuild_tensor_v2", "0", 8, 0, &[2], &[1]),
-            "a storage of class",
+            "not described as PyTorch does",
         ),
     ] {
         let said = error(&file(folder.path(), "a.pt", &pickle));
@@ -215,10 +218,66 @@ fn nesting_and_recursion_end() {
         (deep_dicts, "deep"),
         (own, "changes inside another"),
         (late, "changes inside another"),
-        (doubling, "more than 1048576 values"),
+        (doubling, "more than 262144 values"),
     ] {
         let said = error(&file(folder.path(), "a.pt", &pickle));
         assert!(said.contains(message), "{message}: {said}");
+    }
+}
+
+/// A few bytes that recall one value many times: what is made of each time must be little.
+#[test]
+fn what_is_recalled_often_takes_little_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let sound = tensor(FLOAT, "0", 8, 0, &[2], &[1]);
+    // From the name of the tensor's function to its call.
+    let call = &sound[9..sound.len() - 2];
+    // A long name before thousands of tensors.
+    let long_name = [
+        &b"\x80\x02}"[..],
+        &text(&"n".repeat(100_000)),
+        b"]",
+        call,
+        b"q\x00a",
+        &b"h\x00a".repeat(50_000),
+        b"s.",
+    ]
+    .concat();
+    // Thousands of axes, in thousands of tensors.
+    let many_axes = tensor(FLOAT, "0", 8, 0, &[1; 20_000], &[1; 20_000]);
+    // Thousands of tensors.
+    let many_tensors = [
+        &b"\x80\x02]"[..],
+        call,
+        b"q\x00a",
+        &b"h\x00a".repeat(50_000),
+        b".",
+    ]
+    .concat();
+    let long_key = tensor(FLOAT, &"0".repeat(100_000), 8, 0, &[2], &[1]);
+    for (pickle, message) in [
+        (long_name, "a name of more than 256 bytes"),
+        (many_axes, "it has 20000 axes"),
+        (many_tensors, "more than 16384 tensors"),
+        (long_key, "its numbers lie in"),
+    ] {
+        let said = error(&file(folder.path(), "a.pt", &pickle));
+        assert!(said.contains(message), "{message}: {said}");
+        assert!(said.len() < 2000, "{} bytes of error", said.len());
+    }
+}
+
+#[test]
+fn nothing_in_a_file_steers_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = b"\x80\x02cos\x1b[2J\nsystem\n.".to_vec();
+    let mut key = tensor(FLOAT, "0", 8, 0, &[2], &[1]);
+    key[8] = 0x1b;
+    let storage = tensor(FLOAT, "\x1b[2J", 8, 0, &[2], &[1]);
+    for pickle in [&name, &key, &storage] {
+        let said = error(&file(folder.path(), "a.pt", pickle));
+        assert!(said.contains("\\u{1b}"), "{said}");
+        assert!(!said.contains('\u{1b}'), "{said}");
     }
 }
 
@@ -293,4 +352,23 @@ fn zips_that_are_none_or_bombs_are_errors() {
     }
     zip.finish().unwrap();
     assert!(error(&path).contains("two pickles"));
+}
+
+/// The list of files at the end of a zip says how long they are: it must not promise what is not there.
+#[test]
+fn numbers_beyond_the_end_of_a_zip_are_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let pickle = tensor(FLOAT, "0", 1 << 20, 0, &[2], &[1]);
+    let path = file(folder.path(), "a.pt", &pickle);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The last entry of the list is that of the numbers; both its lengths are raised.
+    let entry = bytes.windows(4).rposition(|part| part == b"PK\x01\x02");
+    let lengths = entry.unwrap() + 20;
+    for at in [lengths, lengths + 4] {
+        bytes[at..at + 4].copy_from_slice(&(4_u32 << 20).to_le_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let said = error(&path);
+    let message = "data/0 ends behind the end of the zip";
+    assert!(said.contains(message), "{said}");
 }
