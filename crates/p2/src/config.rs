@@ -168,6 +168,13 @@ impl Override {
         }
     }
 
+    /// Whether it sets this key, or a part of its value.
+    pub(crate) fn is_of(&self, key: &str) -> bool {
+        let set = self.assignment.split('=').next().unwrap_or_default().trim();
+        let rest = set.strip_prefix(key);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
     fn apply(&self, tree: &mut Node) -> Result<(), Problem> {
         let source = Source {
             name: self.flag.to_owned(),

@@ -3,6 +3,7 @@
 mod denoiser;
 pub mod file;
 mod from_config;
+pub mod infer;
 mod low_res;
 
 pub use denoiser::ModelDenoiser;

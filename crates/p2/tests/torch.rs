@@ -11,4 +11,8 @@ mod torch {
     mod hostile;
     /// Hostile files in the container before PyTorch 1.6.
     mod hostile_legacy;
+    /// Which network weights are of, where nobody says it.
+    mod network;
+    /// The program, and the files that PyTorch wrote.
+    mod program;
 }

@@ -1,5 +1,7 @@
 //! `p2 convert`: weights of PyTorch to a model file, and back.
 
+mod network;
+
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -7,12 +9,12 @@ use p2_nn::{Cpu, Threads};
 
 use crate::checkpoint::NamedTensor;
 use crate::cli::{ConvertArgs, ExitStatus};
-use crate::config::{Run, resolve};
 use crate::model::Model;
 use crate::model::file::{load, named_tensors, save};
 use crate::print::Printer;
 use crate::problem::Problem;
 use crate::torch::{self, TorchFile};
+use network::Weights;
 
 /// Converts in the direction that the endings of the files say.
 pub(super) fn convert(arguments: &ConvertArgs, printer: &Printer) -> anyhow::Result<ExitStatus> {
@@ -44,24 +46,15 @@ fn cpu() -> Cpu {
     Cpu::best(Threads::new(1))
 }
 
-/// The weights of a PyTorch file as a model of the configuration that is given.
+/// The weights of a PyTorch file as a model.
 fn from_torch(arguments: &ConvertArgs, printer: &Printer) -> anyhow::Result<()> {
-    let run = configuration(arguments)?;
-    let mut file = TorchFile::open(&arguments.input)?;
-    let prefix = match &arguments.key {
-        None => String::new(),
-        Some(key) => format!("{key}."),
-    };
+    let file = TorchFile::open(&arguments.input)?;
+    let mut weights = Weights::of(file, arguments);
+    let run = weights.configuration(printer)?;
     let model = Model::zeros(&run, cpu())?;
-    check_names(&file, &prefix, &model, arguments)?;
+    weights.check(&model, &run)?;
     for param in model.params().iter() {
-        let name = format!("{prefix}{}", param.name());
-        let (found, expected) = (&file.tensors()[&name].shape, param.reference_shape());
-        if *found != expected {
-            let message = format!("`{name}` has shape {found:?}, the network needs {expected:?}");
-            return Err(unlike(message).into());
-        }
-        let values = param.from_reference(&file.values(&name)?)?;
+        let values = param.from_reference(&weights.values(param.name())?)?;
         param.set_values(&values)?;
     }
     save(&arguments.output, &model, &run)?;
@@ -71,61 +64,6 @@ fn from_torch(arguments: &ConvertArgs, printer: &Printer) -> anyhow::Result<()> 
         model.params().len()
     ));
     Ok(())
-}
-
-/// What the weights are: the names and shapes of a file leave open how many heads, which schedule, which prediction.
-fn configuration(arguments: &ConvertArgs) -> anyhow::Result<Run> {
-    if let Some(path) = &arguments.like {
-        return Ok(load(path, cpu())?.run);
-    }
-    let Some(base) = arguments.base() else {
-        return Err(
-            Problem::new("a PyTorch file does not say what its weights are")
-                .because("heads, noise schedule and prediction stand nowhere in it")
-                .hint("add --preset NAME, with --set for what differs, or --like MODEL")
-                .into(),
-        );
-    };
-    Ok(resolve(&base, &arguments.overrides())?)
-}
-
-/// Every tensor has its place, and every place its tensor.
-fn check_names(
-    file: &TorchFile,
-    prefix: &str,
-    model: &Model,
-    arguments: &ConvertArgs,
-) -> Result<(), Problem> {
-    let names: std::collections::BTreeSet<String> = model
-        .params()
-        .iter()
-        .map(|param| format!("{prefix}{}", param.name()))
-        .collect();
-    let found = file.tensors().keys();
-    let mut here = found.filter(|name| name.starts_with(prefix));
-    if let Some(unknown) = here.find(|name| !names.contains(*name)) {
-        let mut problem = unlike(format!("the network has no `{unknown}`"));
-        let first = unknown.split('.').next().unwrap_or_default();
-        if arguments.key.is_none()
-            && ["ema", "model", "state_dict", "model_state_dict"].contains(&first)
-        {
-            problem = problem.hint(format!("the weights lie deeper: add --key {first}"));
-        }
-        return Err(problem);
-    }
-    match names
-        .iter()
-        .find(|name| !file.tensors().contains_key(*name))
-    {
-        None => Ok(()),
-        Some(missing) => Err(unlike(format!("the file has no `{missing}`"))),
-    }
-}
-
-fn unlike(message: String) -> Problem {
-    Problem::new(message)
-        .because("the weights are of another network than the configuration says")
-        .hint("set what differs with --set, such as --set model.n_res_blocks=2; `p2 info --preset NAME` shows all")
 }
 
 /// A model as a state dictionary of PyTorch, by the reference's names and in its order.

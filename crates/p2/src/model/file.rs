@@ -111,7 +111,7 @@ pub(crate) fn n_stored(stored: &StoredTensors) -> u128 {
 
 /// Fewer parameters than a network has, though not by far: the embeddings of noise level and class,
 /// and one convolution of each residual block of the encoder.
-fn least_parameters(model: &Network) -> u128 {
+pub(crate) fn least_parameters(model: &Network) -> u128 {
     let channels = model.channels as u128;
     let embed = 4 * channels;
     let blocks = model.channel_mult.iter().map(|&mult| {

@@ -312,33 +312,36 @@ fn options_of_files_and_bounds_have_one_line_each() {
         folder.path(),
         &["convert", "--help"],
         &expect![[r#"
-        exit: 0
-        --- stdout
-        Turn weights of PyTorch into a model, or back
+            exit: 0
+            --- stdout
+            Turn weights of PyTorch into a model, or back
 
-        Usage: p2 convert [OPTIONS] <IN> <OUT>
+            Usage: p2 convert [OPTIONS] <IN> <OUT>
 
-        Arguments:
-          <IN>   A .pt or .pth file of PyTorch, or a run, a checkpoint or a .safetensors file
-          <OUT>  A .safetensors file, or a .pt or .pth file
+            Arguments:
+              <IN>   A .pt or .pth file of PyTorch, or a run, a checkpoint or a .safetensors file
+              <OUT>  A .safetensors file, or a .pt or .pth file
 
-        Options:
-              --preset <NAME>            What the weights of a PyTorch file are: a configuration by name
-              --like <MODEL>             What the weights of a PyTorch file are: the same as in another
-                                         model
-              --set <SECTION.KEY=VALUE>  Set one value of the preset; may be given many times
-              --key <NAME>               Where in the file the weights lie, such as `ema` or `state_dict`
-                                         [default: at its top]
-          -q, --quiet                    Tell only warnings and errors
-          -v, --verbose                  Tell more
-              --color <WHEN>             When to color text for people [default: auto] [possible values:
-                                         auto, always, never]
-          -h, --help                     Print help
+            Options:
+                  --preset <NAME>            What the weights of a PyTorch file are: a configuration by name
+                                             [default: what they say, and --set]
+                  --like <MODEL>             What the weights of a PyTorch file are: the same as in another
+                                             model
+                  --set <SECTION.KEY=VALUE>  Set one value of the preset, or one that the weights do not say;
+                                             may be given many times
+                  --key <NAME>               Where in the file the weights lie, such as `ema` or `state_dict`
+                                             [default: at its top]
+              -q, --quiet                    Tell only warnings and errors
+              -v, --verbose                  Tell more
+                  --color <WHEN>             When to color text for people [default: auto] [possible values:
+                                             auto, always, never]
+              -h, --help                     Print help
 
-        Examples: p2 convert ffhq_p2.pt ffhq.safetensors --preset paper-256
-                  p2 convert runs/emoji-32 emoji.pt
-        --- stderr
-    "#]],
+            Examples: p2 convert ffhq_p2.pt ffhq.safetensors --preset paper-256
+                      p2 convert ema_0.9999_010000.pt ema.safetensors
+                      p2 convert runs/emoji-32 emoji.pt
+            --- stderr
+        "#]],
     );
     check(
         folder.path(),
