@@ -36,6 +36,8 @@ pub struct Architecture {
     pub n_label_rows: usize,
     /// Channels of the output.
     pub out_channels: usize,
+    /// Whether it sees a small image beside the noised one (super-resolution).
+    pub enlarges: bool,
 }
 
 /// Reads the sizes of a U-Net off its parameters.
@@ -85,6 +87,7 @@ pub fn infer(shapes: &Shapes) -> Result<Architecture, Problem> {
         time_conditioning,
         n_label_rows,
         out_channels: find.size("out.2.weight", 0)?,
+        enlarges: find.size("input_blocks.0.0.weight", 1)? == 2 * N_CHANNELS,
     })
 }
 
@@ -93,15 +96,12 @@ fn refuse_other_kinds(shapes: &Shapes) -> Result<(), Problem> {
     let has = |prefix: &str| shapes.keys().any(|name| name.starts_with(prefix));
     if has("input_blocks.") && !has("output_blocks.") {
         let message = "these are the weights of a classifier: they have an encoder alone";
-        return Err(Problem::new(message).hint("p2 convert knows networks that predict noise"));
+        return Err(Problem::new(message)
+            .hint("say which with --preset classifier-64, with --set for what differs, or --like CLASSIFIER"));
     }
     let first = shapes.get("input_blocks.0.0.weight").map(Vec::as_slice);
     match first {
-        Some([_, N_CHANNELS, 3, 3]) => {}
-        Some([_, n, 3, 3]) if *n == 2 * N_CHANNELS => {
-            let message = "these are the weights of a super-resolution network: it sees a second, smaller image";
-            return Err(Problem::new(message).hint("p2 convert knows networks that see one image"));
-        }
+        Some([_, n, 3, 3]) if *n == N_CHANNELS || *n == 2 * N_CHANNELS => {}
         Some(shape) => {
             return Err(strange(&format!(
                 "`input_blocks.0.0.weight` of shape {shape:?}"
@@ -211,6 +211,7 @@ impl Architecture {
             time_conditioning: model.time_conditioning,
             n_label_rows: network.n_classes,
             out_channels: network.out_channels,
+            enlarges: model.low_res_size > 0,
         }
     }
 }

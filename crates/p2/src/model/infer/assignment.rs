@@ -56,11 +56,8 @@ impl Architecture {
         if self.n_label_rows == 0 {
             all.push(Assignment::new("model.label_dropout", "0.0"));
         }
-        if self.has_learned_variance() {
-            all.push(Assignment::new(
-                "diffusion.variance",
-                word(&Variance::LearnedRange),
-            ));
+        if !self.enlarges {
+            all.push(Assignment::new("model.low_res_size", "0"));
         }
         all
     }
@@ -73,11 +70,16 @@ impl Architecture {
             Assignment::new("model.attention_order", "legacy|new"),
             Assignment::new("diffusion.schedule", "linear|cosine|.."),
             Assignment::new("diffusion.n_timesteps", "1000|.."),
-            Assignment::new("diffusion.prediction", "eps|x0|v"),
+            Assignment::new("diffusion.rescale_timesteps", "false|true"),
+            Assignment::new("diffusion.prediction", "eps|x0|v|x-prev"),
         ];
-        if !self.has_learned_variance() {
-            let values = "fixed-small|fixed-large";
-            open.push(Assignment::new("diffusion.variance", values));
+        let variances = match self.has_learned_variance() {
+            true => "learned-range|learned",
+            false => "fixed-small|fixed-large",
+        };
+        open.push(Assignment::new("diffusion.variance", variances));
+        if self.enlarges {
+            open.push(Assignment::new("model.low_res_size", "PIXELS"));
         }
         if self.n_label_rows > 0 {
             let n = self.n_label_rows;
@@ -116,6 +118,11 @@ impl Architecture {
             true => word(&Variance::LearnedRange),
             false => word(&Variance::FixedLarge),
         };
+        let low_res_size = match self.enlarges {
+            _ if self.enlarges == other.enlarges => model.low_res_size.to_string(),
+            true => "PIXELS".to_owned(),
+            false => "0".to_owned(),
+        };
         let pairs = [
             (
                 Assignment::new("model.channels", self.channels.to_string()),
@@ -151,6 +158,10 @@ impl Architecture {
             (
                 Assignment::new("diffusion.variance", needed_variance),
                 variance,
+            ),
+            (
+                Assignment::new("model.low_res_size", low_res_size),
+                model.low_res_size.to_string(),
             ),
         ];
         let pairs = pairs

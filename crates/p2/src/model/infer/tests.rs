@@ -29,7 +29,7 @@ const PLAIN: [&str; 6] = [
     "model.heads={channels=32}",
 ];
 
-const ROWS: [&[&str]; 16] = [
+const ROWS: [&[&str]; 18] = [
     &[],
     &["model.channels=64"],
     &["model.channel_mult=[1]"],
@@ -54,6 +54,8 @@ const ROWS: [&[&str]; 16] = [
     &["model.time_conditioning=additive"],
     &["model.n_classes=10"],
     &["diffusion.variance=fixed-small"],
+    &["diffusion.variance=learned"],
+    &["model.low_res_size=8"],
 ];
 
 #[test]
@@ -75,7 +77,8 @@ fn networks_are_told_from_their_parameters() {
             for key in config[section].as_object().unwrap().keys() {
                 let key = format!("{section}.{key}");
                 // Of training alone.
-                let is_training = ["model.dropout", "diffusion.time"].contains(&key.as_str());
+                let of_training = ["model.dropout", "model.low_res_noise", "diffusion.time"];
+                let is_training = of_training.contains(&key.as_str());
                 assert!(
                     is_training || keys.contains(&key.as_str()),
                     "{row:?}: {key}"
@@ -100,6 +103,7 @@ fn the_papers_network_is_told() {
             time_conditioning: TimeConditioning::ScaleShift,
             n_label_rows: 0,
             out_channels: 6,
+            enlarges: false,
         }
     );
     let resolutions = found.attention_resolutions(256).to_string();
@@ -188,10 +192,6 @@ fn other_networks_are_told_apart() {
     };
     for (said, message) in [
         (changed(&without("output_blocks.")), "of a classifier"),
-        (
-            changed(&set("input_blocks.0.0.weight", &[32, 6, 3, 3])),
-            "of a super-resolution network",
-        ),
         (
             changed(&set("input_blocks.0.0.weight", &[32, 4, 3, 3])),
             "of shape [32, 4, 3, 3]",
