@@ -4,6 +4,7 @@
 //! the other (`legacy`). `pickle` interprets the few instructions that weights need and refuses all others by name;
 //! `tensor` finds their values in the numbers; `write` makes zips of the same kind.
 
+mod adam;
 mod archive;
 mod legacy;
 mod pickle;
@@ -12,9 +13,10 @@ mod tensor;
 mod value;
 mod write;
 
+pub use adam::{Adam, Moment};
 pub use read::TorchFile;
 pub use tensor::TorchTensor;
-pub use write::save;
+pub use write::{save, save_adam};
 
 /// Bytes of pickles in a file. The paper's model has 60 kB; a byte of a hostile one takes up to 120 of memory.
 const MAX_PICKLE: u64 = 512 << 10;

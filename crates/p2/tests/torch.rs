@@ -13,6 +13,8 @@ mod torch {
     mod hostile_legacy;
     /// Which network weights are of, where nobody says it.
     mod network;
+    /// Optimizers there and back.
+    mod optimizer;
     /// The program, and the files that PyTorch wrote.
     mod program;
 }

@@ -11,6 +11,7 @@ use crate::config::{Base, Override};
 #[command(
     after_help = "Examples: p2 convert ffhq_p2.pt ffhq.safetensors --preset paper-256\n          \
                   p2 convert ema_0.9999_010000.pt ema.safetensors\n          \
+                  p2 convert opt010000.pt optimizer.safetensors --like ema.safetensors\n          \
                   p2 convert runs/emoji-32 emoji.pt"
 )]
 #[command(group = ArgGroup::new("what").args(["preset", "like"]))]

@@ -1,13 +1,14 @@
-//! `p2 convert`: weights of PyTorch to a model file, and back.
+//! `p2 convert`: weights and optimizers of PyTorch to files of p2, and back.
 
 mod network;
+mod optimizer;
 
 use std::path::Path;
 
 use anyhow::Context as _;
 use p2_nn::{Cpu, Threads};
 
-use crate::checkpoint::NamedTensor;
+use crate::checkpoint::{NamedTensor, StoredTensors};
 use crate::cli::{ConvertArgs, ExitStatus};
 use crate::model::Model;
 use crate::model::file::{load, named_tensors, save};
@@ -46,9 +47,30 @@ fn cpu() -> Cpu {
     Cpu::best(Threads::new(1))
 }
 
-/// The weights of a PyTorch file as a model.
+/// What a PyTorch file holds, as a file of p2.
 fn from_torch(arguments: &ConvertArgs, printer: &Printer) -> anyhow::Result<()> {
-    let file = TorchFile::open(&arguments.input)?;
+    let mut file = TorchFile::open(&arguments.input)?;
+    let path = arguments.key.as_deref().unwrap_or_default();
+    let adam = file.adam(path).with_context(|| {
+        let message = format!(
+            "cannot convert the optimizer in {}",
+            arguments.input.display()
+        );
+        Problem::new(message)
+            .hint("p2 goes on from AdamW alone, or from weights without an optimizer")
+    })?;
+    match adam {
+        Some(adam) => optimizer::from_torch(&mut file, &adam, arguments, printer),
+        None => weights_from_torch(file, arguments, printer),
+    }
+}
+
+/// The weights of a PyTorch file as a model.
+fn weights_from_torch(
+    file: TorchFile,
+    arguments: &ConvertArgs,
+    printer: &Printer,
+) -> anyhow::Result<()> {
     let mut weights = Weights::of(file, arguments);
     let run = weights.configuration(printer)?;
     let model = Model::zeros(&run, cpu())?;
@@ -66,14 +88,27 @@ fn from_torch(arguments: &ConvertArgs, printer: &Printer) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// A model as a state dictionary of PyTorch, by the reference's names and in its order.
+/// A model, or an optimizer of a checkpoint, as a file of PyTorch.
 fn to_torch(arguments: &ConvertArgs, printer: &Printer) -> anyhow::Result<()> {
-    if arguments.key.is_some() || arguments.like.is_some() || arguments.base().is_some() {
-        return Err(Problem::new("a model file says itself what it is")
-            .hint("leave --preset, --like and --key away")
+    let input = &arguments.input;
+    if arguments.key.is_some() {
+        return Err(Problem::new("--key is a place in a PyTorch file")
+            .hint("leave it away to write one")
             .into());
     }
-    let loaded = load(&arguments.input, cpu())?;
+    let stored = input
+        .is_file()
+        .then(|| StoredTensors::open(input))
+        .transpose()?;
+    if let Some(stored) = stored.filter(optimizer::is_optimizer) {
+        return optimizer::to_torch(&stored, arguments, printer);
+    }
+    if arguments.like.is_some() || arguments.base().is_some() {
+        return Err(Problem::new("a model file says itself what it is")
+            .hint("leave --preset and --like away")
+            .into());
+    }
+    let loaded = load(input, cpu())?;
     for skipped in &loaded.skipped {
         printer.warn(skipped);
     }

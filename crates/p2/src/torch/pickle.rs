@@ -73,8 +73,8 @@ impl Machine<'_> {
             b']' => self.stack.push(Value::List(Rc::default())),
             b'K' | b'M' | b'J' | 0x8a => self.int(op)?,
             b'G' => {
-                self.take(8)?;
-                self.stack.push(Value::Float);
+                let value = f64::from_be_bytes(self.array()?);
+                self.stack.push(Value::Float(value));
             }
             b'X' | 0x8c => {
                 let text = self.text(op == 0x8c)?;

@@ -20,6 +20,7 @@ pub struct TorchFile<R = File> {
     name: String,
     n_bytes: u64,
     container: Container<R>,
+    pub(super) root: Value,
     tensors: BTreeMap<String, TorchTensor>,
     /// The numbers read last, and the key of their storage: tensors may share one.
     last: Option<(String, Vec<u8>)>,
@@ -61,6 +62,7 @@ impl<R: Read + Seek> TorchFile<R> {
                 name: name.to_owned(),
                 n_bytes,
                 container,
+                root,
                 tensors,
                 last: None,
             })

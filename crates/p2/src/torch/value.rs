@@ -17,7 +17,7 @@ pub(super) enum Value {
     None,
     Bool(bool),
     Int(i128),
-    Float,
+    Float(f64),
     Text(Rc<str>),
     Tuple(Rc<[Value]>, u8),
     List(Rc<Container<Value>>),
@@ -86,11 +86,17 @@ impl Value {
         }
     }
 
+    /// What lies at a path of keys; itself, if that is empty.
+    pub(super) fn at(&self, path: &str) -> Option<Self> {
+        let mut keys = path.split('.').filter(|key| !key.is_empty());
+        keys.try_fold(self.clone(), |at, key| at.get(key))
+    }
+
     /// Whether it holds nothing.
     pub(super) fn is_plain(&self) -> bool {
         matches!(
             self,
-            Self::None | Self::Bool(_) | Self::Int(_) | Self::Float | Self::Text(_)
+            Self::None | Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::Text(_)
         )
     }
 

@@ -339,6 +339,7 @@ fn options_of_files_and_bounds_have_one_line_each() {
 
             Examples: p2 convert ffhq_p2.pt ffhq.safetensors --preset paper-256
                       p2 convert ema_0.9999_010000.pt ema.safetensors
+                      p2 convert opt010000.pt optimizer.safetensors --like ema.safetensors
                       p2 convert runs/emoji-32 emoji.pt
             --- stderr
         "#]],

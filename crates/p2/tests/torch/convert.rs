@@ -208,6 +208,12 @@ fn the_older_container_is_understood() {
     }
     let bias = open("half.pt").values("time_embed.0.bias").unwrap();
     assert_eq!(legacy.values("ema.ema.time_embed.0.bias").unwrap(), bias);
+    let mut adam = open("adam-legacy.pt");
+    assert_eq!(adam.values("epoch").unwrap(), [7.0]);
+    assert_eq!(
+        adam.values("optimizer.state.1.exp_avg_sq").unwrap().len(),
+        3
+    );
 }
 
 #[test]

@@ -176,7 +176,7 @@ impl<'a> Weights<'a> {
 }
 
 /// The configuration that the user names, if one is named.
-fn given(arguments: &ConvertArgs) -> anyhow::Result<Option<Run>> {
+pub(super) fn given(arguments: &ConvertArgs) -> anyhow::Result<Option<Run>> {
     if let Some(path) = &arguments.like {
         return Ok(Some(load(path, cpu())?.run));
     }
