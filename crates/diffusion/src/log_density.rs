@@ -28,8 +28,8 @@ impl LogDensities {
     /// Its mean over noises is at least what the whole numbers need under the density (dequantization).
     ///
     /// # Source
-    /// Theis et al. 2016, arXiv 1511.01844, section 3.1; as Song et al. 2021, arXiv 2011.13456, appendix D.2, whose cell
-    /// is 1/128.
+    /// Theis et al. 2016, arXiv 1511.01844, section 3.1; as Song et al. 2021, arXiv 2011.13456, appendix D.2, whose
+    /// cell is 1/128.
     pub fn bits_per_dim(&self, cell: f64) -> impl Iterator<Item = f64> + '_ {
         let n_dims = self.n_dims as f64;
         self.nats
@@ -42,13 +42,13 @@ impl LogDensities {
 /// flow spreads on the way (Hutchinson's estimate of its divergence).
 ///
 /// The flow begins at the first level of the schedule, of which the images count as drawings, and ends at its last with
-/// an SNR above 0, whose images count as standard normal. So the density is one of its own, whatever the model learned:
-/// it integrates to 1, and the denoiser's mistakes only make it worse. A row's estimate is unbiased, up to the
-/// tolerance, if the numbers of its probe have mean 0, variance 1 and no correlation; rows of the same image with other
-/// probes average to less noise, and rows with the unit vectors times `sqrt(dims)` to none at all.
+/// an SNR above 0, whose images count as standard normal. So it integrates to 1, whatever the model learned. A row's
+/// estimate is unbiased, up to the tolerance, if the numbers of its probe have mean 0, variance 1 and no correlation;
+/// rows of the same image with other probes average to less noise, and rows with the unit vectors times `sqrt(dims)` to
+/// none at all.
 ///
-/// Steps are as long as the errors of all rows allow: where an image must not depend on the others of its batch, give it
-/// alone.
+/// Steps are as long as the errors of all rows allow: where an image must not depend on the others of its batch, give
+/// it alone.
 ///
 /// # Shapes and units
 /// - `schedule`: of training
@@ -57,13 +57,13 @@ impl LogDensities {
 /// - `tolerance`: of the images, and of the log-density per dimension
 ///
 /// # Errors
-/// [`Error::Shape`] if a probe or a guess is not shaped like the images; [`Error::Constant`] for a tolerance that is not
-/// above 0; [`Error::PureNoise`] for a schedule of one level; [`Error::NotFollowed`] if steps become too many; and
+/// [`Error::Shape`] if a probe or a guess is not shaped like the images; [`Error::Constant`] for a tolerance that is
+/// not above 0; [`Error::PureNoise`] for a schedule of one level; [`Error::NotFollowed`] if steps become too many; and
 /// whatever the denoiser returns.
 ///
 /// # Source
 /// Song et al. 2021, arXiv 2011.13456, eq. 39 and 40, with `dx / d(ln sigma) = x - x0_hat`, whose divergence is
-/// `dims - trace(dx0_hat / dx)`; Hutchinson 1990; Grathwohl et al. 2019, arXiv 1810.01367 (one probe for the whole way).
+/// `dims - trace(dx0_hat / dx)`; Hutchinson 1990; Grathwohl et al. 2019, arXiv 1810.01367 (one probe for all the way).
 pub fn log_densities<D: DifferentiableDenoiser + ?Sized>(
     denoiser: &D,
     schedule: &NoiseSchedule,

@@ -87,8 +87,8 @@ impl Tape {
         Self::new(cpu, Some(recompute), Wanted::All, None)
     }
 
-    /// A computation whose gradients will be asked for with respect to its inputs alone: parameters are constants, which
-    /// saves a third of the work and the values that only their gradients need.
+    /// A computation whose gradients will be asked for with respect to its inputs alone: parameters are constants,
+    /// which saves a third of the work and the values that only their gradients need.
     pub fn recording_inputs(cpu: Cpu) -> Self {
         Self::new(cpu, Some(Recompute::Nothing), Wanted::Inputs, None)
     }

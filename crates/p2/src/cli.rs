@@ -157,7 +157,8 @@ pub struct SampleArgs {
     /// Which noise levels the steps lead through [default: sample.spacing of the model]
     #[arg(long, value_name = "SPACING")]
     pub spacing: Option<Spacing>,
-    /// Share of fresh noise per step, 0 to 1 [default: sample.eta for the model's own sampler, else 0, euler-ancestral 1]
+    /// Share of fresh noise per step, 0 to 1 [default: sample.eta for the model's own sampler, else 0,
+    /// euler-ancestral 1]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub eta: Option<f64>,
     /// Seed of the noise; image i of a seed is always the same

@@ -38,8 +38,8 @@ impl BitsPerDim {
         self.0.iter().sum::<f64>() / self.0.len() as f64
     }
 
-    /// The standard error of [`Self::mean`]: how far another choice of as many images would move it. Not a number for one
-    /// image.
+    /// The standard error of [`Self::mean`]: how far another choice of as many images would move it. Not a number for
+    /// one image.
     pub fn standard_error(&self) -> f64 {
         let (n, mean) = (self.0.len() as f64, self.mean());
         let squares = self.0.iter().map(|bits| (bits - mean).powi(2));

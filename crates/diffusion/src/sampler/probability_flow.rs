@@ -12,7 +12,7 @@ use crate::{Denoiser, Result};
 pub struct FlowOptions {
     /// Whether guesses of the clean image are clipped.
     pub clip: Clip,
-    /// How exact the flow is followed.
+    /// How exactly the flow is followed.
     pub tolerance: Tolerance,
 }
 

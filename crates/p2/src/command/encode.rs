@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::json;
 
-use super::sample::check_class;
+use super::sample::{check_class, check_steps};
 use crate::cli::{EncodeArgs, ExitStatus};
 use crate::codes::{Codes, Origin, decode, encode};
 use crate::config::RunConfig;
@@ -113,8 +113,8 @@ impl Job<'_> {
             }))?;
         } else if let Some(rms) = rms {
             printer.data(format_args!(
-                "{rms:.3} of 255 levels is the round trip off: root mean square over all numbers of {n_images} images, \
-                 {n_steps} steps each way"
+                "the round trip is off by {rms:.3} of 255 levels: root mean square over all numbers of {n_images} \
+                 images, {n_steps} steps each way"
             ))?;
         }
         let out = arguments.out.display();
@@ -124,14 +124,10 @@ impl Job<'_> {
 }
 
 fn n_steps(arguments: &EncodeArgs, config: &RunConfig) -> Result<usize, Problem> {
-    let n_timesteps = config.diffusion.n_timesteps;
-    match arguments.steps.map(std::num::NonZero::get) {
-        Some(n) if n > n_timesteps => {
-            let message = format!("{n} steps, but the model knows {n_timesteps} noise levels");
-            Err(Problem::new(message).hint(format!("use --steps from 1 to {n_timesteps}")))
-        }
-        n => Ok(n.unwrap_or(N_STEPS.min(n_timesteps))),
-    }
+    let usual = N_STEPS.min(config.diffusion.n_timesteps);
+    let n_steps = arguments.steps.map_or(usual, std::num::NonZero::get);
+    check_steps(n_steps, config)?;
+    Ok(n_steps)
 }
 
 /// All images of a path, whatever the model held out or left out.

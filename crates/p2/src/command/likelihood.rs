@@ -171,7 +171,7 @@ fn print_exact(
          {nfe:.0} network evaluations per image, each with a derivative; probes: {n_probes}"
     ))?;
     printer.note(
-        "the noise that makes pixels continuous costs bits, so that whole pixels need at most this many in the mean;\n\
+        "an unbiased estimate for pixels with uniform noise added: whole pixels need at most as many bits;\n\
          the bound without --exact is of the model's random steps, and may lie on either side",
     );
     Ok(())

@@ -19,6 +19,7 @@ use crate::print::Printer;
 use crate::sample::{npz_file, raw_file};
 pub(super) use cascade::check_class;
 use cascade::{Cascade, Networks};
+pub(super) use options::check_steps;
 
 /// Images computed at once, if the user does not say.
 const BATCH_SIZE: u64 = 16;

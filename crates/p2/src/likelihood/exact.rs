@@ -38,10 +38,10 @@ pub struct Exact {
 
 /// Estimates the negative log-likelihood of images; they are neither cropped nor mirrored at random.
 ///
-/// Noise over the cell of each level makes pixels continuous; the density of that, times the cell, has no bias in the
-/// mean over noises and probes, and bounds what whole pixels need (Jensen's inequality). The cells are those that
-/// [`bound`](super::bound()) has at its first level. An image is alone with its probes: whatever else is estimated moves
-/// no bit of it.
+/// Noise over the cell of each level makes pixels continuous. The logarithm of the density of that, times the cell, is
+/// estimated without bias; its mean over noises bounds what whole pixels need (Jensen's inequality). The cells are those
+/// that [`bound`](super::bound()) has at its first level. An image is alone with its probes: whatever else is estimated
+/// moves no bit of it.
 ///
 /// `on_image` is told how many are done.
 ///

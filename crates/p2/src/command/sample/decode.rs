@@ -6,6 +6,7 @@ use std::time::Instant;
 use p2_nn::Cpu;
 
 use super::cascade::check_class;
+use super::options::check_steps;
 use super::{BATCH_SIZE, GRID_IMAGES, images, make_folders, report, save_each, save_whole};
 use crate::cli::{ExitStatus, SampleArgs};
 use crate::codes::{Codes, decode};
@@ -30,9 +31,10 @@ pub(super) fn decode_images(
     let codes = Codes::load(path)?;
     codes.check(config)?;
     check_class(arguments.class, config.model.n_classes)?;
-    let n_steps = n_steps(arguments, config, &codes)?;
-    if n_steps != codes.origin.n_steps {
-        let made = codes.origin.n_steps;
+    let made = codes.origin.n_steps;
+    let n_steps = arguments.steps.map_or(made, std::num::NonZero::get);
+    check_steps(n_steps, config)?;
+    if n_steps != made {
         printer.warn(format_args!(
             "the codes were made in {made} steps: in {n_steps} they come back less exactly"
         ));
@@ -113,17 +115,6 @@ fn with_class(
             Err(Problem::new(message).hint(hint))
         }
         _ => Ok(codes),
-    }
-}
-
-fn n_steps(arguments: &SampleArgs, config: &RunConfig, codes: &Codes) -> Result<usize, Problem> {
-    let n_timesteps = config.diffusion.n_timesteps;
-    match arguments.steps.map(std::num::NonZero::get) {
-        Some(n) if n > n_timesteps => {
-            let message = format!("{n} steps, but the model knows {n_timesteps} noise levels");
-            Err(Problem::new(message).hint(format!("use --steps from 1 to {n_timesteps}")))
-        }
-        n => Ok(n.unwrap_or(codes.origin.n_steps)),
     }
 }
 

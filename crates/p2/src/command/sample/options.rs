@@ -38,14 +38,7 @@ pub(super) fn options<'a>(
         guidance: Guidance::of_scale(1.0),
         classifier: None,
     };
-    let n_timesteps = config.diffusion.n_timesteps;
-    if options.n_steps > n_timesteps {
-        let message = format!(
-            "{} steps, but the model knows {n_timesteps} noise levels",
-            options.n_steps
-        );
-        return Err(Problem::new(message).hint(format!("use --steps from 1 to {n_timesteps}")));
-    }
+    check_steps(options.n_steps, config)?;
     if !options.sampler.has_eta() && arguments.eta.is_some() {
         return Err(
             Problem::new(format!("{} has no eta", options.sampler.name()))
@@ -54,6 +47,16 @@ pub(super) fn options<'a>(
     }
     check_levels(&options, config.diffusion.prediction)?;
     Ok(options)
+}
+
+/// Refuses more steps than there are noise levels.
+pub(in crate::command) fn check_steps(n_steps: usize, config: &RunConfig) -> Result<(), Problem> {
+    let n_timesteps = config.diffusion.n_timesteps;
+    if n_steps <= n_timesteps {
+        return Ok(());
+    }
+    let message = format!("{n_steps} steps, but the model knows {n_timesteps} noise levels");
+    Err(Problem::new(message).hint(format!("use --steps from 1 to {n_timesteps}")))
 }
 
 /// Refuses noise levels between timesteps where there are none: for the sampler, or for what the model predicts.
