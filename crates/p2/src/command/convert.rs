@@ -1,12 +1,13 @@
 //! `p2 convert`: weights and optimizers of PyTorch to files of p2, and back.
 
+mod classifier;
 mod network;
 mod optimizer;
 
 use std::path::Path;
 
 use anyhow::Context as _;
-use p2_nn::{Cpu, Threads};
+use p2_nn::{Cpu, Params, Threads};
 
 use crate::checkpoint::{NamedTensor, StoredTensors};
 use crate::cli::{ConvertArgs, ExitStatus};
@@ -72,13 +73,13 @@ fn weights_from_torch(
     printer: &Printer,
 ) -> anyhow::Result<()> {
     let mut weights = Weights::of(file, arguments);
+    if weights.are_of_a_classifier() {
+        return classifier::from_torch(&mut weights, arguments, printer);
+    }
     let run = weights.configuration(printer)?;
     let model = Model::zeros(&run, cpu())?;
     weights.check(&model, &run)?;
-    for param in model.params().iter() {
-        let values = param.from_reference(&weights.values(param.name())?)?;
-        param.set_values(&values)?;
-    }
+    weights.fill(model.params())?;
     save(&arguments.output, &model, &run)?;
     printer.note(format_args!(
         "{} numbers in {} tensors",
@@ -108,17 +109,27 @@ fn to_torch(arguments: &ConvertArgs, printer: &Printer) -> anyhow::Result<()> {
             .hint("leave --preset and --like away")
             .into());
     }
-    let loaded = load(input, cpu())?;
-    for skipped in &loaded.skipped {
-        printer.warn(skipped);
+    match load(input, cpu()) {
+        Ok(loaded) => {
+            for skipped in &loaded.skipped {
+                printer.warn(skipped);
+            }
+            save_weights(&arguments.output, loaded.model.params())
+        }
+        Err(error) => match crate::classifier::file::load(input, cpu()) {
+            Ok(loaded) => save_weights(&arguments.output, loaded.classifier.params()),
+            Err(_) => Err(error),
+        },
     }
-    let params = loaded.model.params();
+}
+
+/// Weights as a state dictionary of PyTorch, by the reference's names and in its order.
+fn save_weights(output: &Path, params: &Params) -> anyhow::Result<()> {
     let values = params
         .iter()
         .map(p2_nn::params::Param::values)
         .collect::<Result<Vec<_>, _>>()?;
     let tensors: Vec<NamedTensor<'_>> =
         named_tensors("", params, values.iter().map(Vec::as_slice))?;
-    torch::save(&arguments.output, &tensors)
-        .with_context(|| format!("cannot write {}", arguments.output.display()))
+    torch::save(output, &tensors).with_context(|| format!("cannot write {}", output.display()))
 }

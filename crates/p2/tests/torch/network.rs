@@ -2,7 +2,10 @@
 
 use expect_test::expect;
 use p2::checkpoint::{NamedTensor, StoredTensors};
+use p2::classifier::{self, Classifier};
+use p2::config::{Base, ClassifierRun, Override};
 use p2::torch;
+use p2_nn::{Cpu, Threads};
 
 use super::program::{NETWORK, done, fixture, refused, set, weights};
 
@@ -187,13 +190,59 @@ fn weights_that_lie_deeper_or_are_of_another_kind_are_told() {
     }
 }
 
+/// A classifier there and back, and what moves it.
+#[test]
+fn classifiers_go_there_and_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let small = [
+        "data.image_size=8",
+        "model.channels=32",
+        "model.channel_mult=[1,2]",
+        "model.n_res_blocks=1",
+        "model.attention_resolutions=[4]",
+        "model.heads={channels=32}",
+        "model.n_classes=3",
+        "model.pool=spatial-v2",
+    ];
+    let overrides = small.map(Override::set);
+    let base = Base::Preset("classifier-64".into());
+    let run = ClassifierRun::resolve(&base, &overrides).unwrap();
+    let classifier = Classifier::new(&run, Cpu::best(Threads::new(1))).unwrap();
+    classifier::file::save(&at.join("c.safetensors"), &classifier, &run).unwrap();
+    done(at, &["convert", "c.safetensors", "c.pt"]);
+    let said = refused(at, &convert("c.pt", &[]));
+    assert!(said.contains("--preset classifier-64"), "{said}");
+    let named = [&["--preset", "classifier-64"], &set(&small)[..]].concat();
+    done(at, &convert("c.pt", &named));
+    let bytes = |name: &str| std::fs::read(at.join(name)).unwrap();
+    assert!(bytes("c.safetensors") == bytes("x.safetensors"));
+    done(
+        at,
+        &[
+            "convert",
+            "c.pt",
+            "y.safetensors",
+            "--like",
+            "c.safetensors",
+        ],
+    );
+    assert!(bytes("c.safetensors") == bytes("y.safetensors"));
+    let other = [&named[..], &["--set", "model.n_classes=4"]].concat();
+    let said = refused(at, &convert("c.pt", &other));
+    assert!(
+        said.contains("has shape [3, 2048]") && said.contains("another classifier"),
+        "{said}"
+    );
+}
+
 /// A super-resolution network sees six channels; which size it enlarges stands nowhere.
 #[test]
 fn networks_that_enlarge_are_told_and_go_back() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     let small = ["model.low_res_size=4"];
-    let network = weights("paper-256", &[&NETWORK[..], &small].concat(), 0.25);
+    let network = weights("paper-256", &[&NETWORK[..], &OPEN, &small].concat(), 0.25);
     torch::save(&at.join("sr.pt"), &network).unwrap();
     let said = refused(at, &convert("sr.pt", &set(&OPEN)));
     assert!(said.contains("--set model.low_res_size=PIXELS"), "{said}");

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use p2_nn::Params;
+
 use super::cpu;
 use crate::cli::ConvertArgs;
+use crate::config::section::Model as Network;
 use crate::config::{Base, Override, Run, resolve};
 use crate::model::Model;
 use crate::model::file::{least_parameters, load};
@@ -42,9 +45,22 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The values of a parameter.
-    pub(super) fn values(&mut self, name: &str) -> anyhow::Result<Vec<f32>> {
-        self.file.values(&format!("{}{name}", self.prefix))
+    /// Whether they are of a classifier: an encoder without a decoder.
+    pub(super) fn are_of_a_classifier(&self) -> bool {
+        let has = |prefix: &str| self.shapes.keys().any(|name| name.starts_with(prefix));
+        let parts = ["input_blocks.", "middle_block.", "out."];
+        parts.into_iter().all(has) && !has("output_blocks.")
+    }
+
+    /// Sets parameters to the values of their names.
+    pub(super) fn fill(&mut self, params: &Params) -> anyhow::Result<()> {
+        for param in params.iter() {
+            let values = self
+                .file
+                .values(&format!("{}{}", self.prefix, param.name()))?;
+            param.set_values(&param.from_reference(&values)?)?;
+        }
+        Ok(())
     }
 
     /// The configuration of the weights.
@@ -81,7 +97,7 @@ impl<'a> Weights<'a> {
             found.n_classes(first.model.label_dropout),
         ];
         let run = with(&rest)?;
-        self.check_size(&run)?;
+        self.check_room_for(&run.model)?;
         let values = found.assignments().into_iter().chain(rest);
         printer.note(format_args!("in the weights: {}", listed(values)));
         printer.note(format_args!(
@@ -91,10 +107,10 @@ impl<'a> Weights<'a> {
     }
 
     /// Refuses a network larger than the file before memory is taken for it.
-    fn check_size(&self, run: &Run) -> Result<(), Problem> {
+    pub(super) fn check_room_for(&self, network: &Network) -> Result<(), Problem> {
         // A number has two bytes at least.
         let (n_least, n_most) = (
-            least_parameters(&run.model),
+            least_parameters(network),
             u128::from(self.file.n_bytes() / 2),
         );
         if n_least <= n_most {
@@ -107,7 +123,14 @@ impl<'a> Weights<'a> {
 
     /// Every tensor has its place, and every place its tensor.
     pub(super) fn check(&self, model: &Model, run: &Run) -> Result<(), Problem> {
-        let params = model.params();
+        match self.mismatch(model.params()) {
+            None => Ok(()),
+            Some(message) => Err(self.unlike(message, run)),
+        }
+    }
+
+    /// The first tensor that has no place in a network, or the first place without its tensor.
+    pub(super) fn mismatch(&self, params: &Params) -> Option<String> {
         let names: BTreeSet<&str> = params.iter().map(p2_nn::params::Param::name).collect();
         let at = |name: &str| format!("`{}{name}`", self.prefix);
         let unknown = self
@@ -115,7 +138,7 @@ impl<'a> Weights<'a> {
             .keys()
             .find(|name| !names.contains(name.as_str()));
         if let Some(unknown) = unknown {
-            return Err(self.unlike(format!("the network has no {}", at(unknown)), run));
+            return Some(format!("the network has no {}", at(unknown)));
         }
         for param in params.iter() {
             let (name, expected) = (param.name(), param.reference_shape());
@@ -127,9 +150,9 @@ impl<'a> Weights<'a> {
                 ),
                 None => format!("the file has no {}", at(name)),
             };
-            return Err(self.unlike(message, run));
+            return Some(message);
         }
-        Ok(())
+        None
     }
 
     /// An error about weights of another network, with what differs.

@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use p2_nn::Params;
 use serde::{Deserialize, Serialize};
 
 use super::{cpu, network};
 use crate::checkpoint::{self, NamedTensor, StoredTensors, TensorFile};
+use crate::classifier::file::WEIGHTS;
+use crate::classifier::{self, Classifier};
 use crate::cli::ConvertArgs;
 use crate::config::Run;
 use crate::config::section::Optim;
@@ -20,6 +23,47 @@ use crate::torch::{self, Adam, Moment, TorchFile};
 #[derive(Debug, Deserialize, Serialize)]
 struct Metadata {
     step: u64,
+}
+
+/// What an optimizer moves, and how it is set.
+struct Network {
+    params: Params,
+    optim: Optim,
+}
+
+impl Network {
+    /// That of a model, or of a classifier.
+    fn load(path: &Path) -> anyhow::Result<Self> {
+        let model = match load(path, cpu()) {
+            Ok(loaded) => return Ok(Self::of(loaded.model.params(), &loaded.run.optim)),
+            Err(error) => error,
+        };
+        match classifier::file::load(path, cpu()) {
+            Ok(loaded) => Ok(Self::of(loaded.classifier.params(), &loaded.run.optim)),
+            Err(_) => Err(model),
+        }
+    }
+
+    fn of(params: &Params, optim: &Optim) -> Self {
+        Self {
+            params: params.clone(),
+            optim: optim.clone(),
+        }
+    }
+}
+
+/// The network that the user names, if one is named.
+fn named(arguments: &ConvertArgs) -> anyhow::Result<Option<Network>> {
+    if let Some(path) = &arguments.like {
+        return Network::load(path).map(Some);
+    }
+    if let Some(run) = super::classifier::given(arguments)? {
+        let classifier = Classifier::zeros(&run, cpu())?;
+        return Ok(Some(Network::of(classifier.params(), &run.optim)));
+    }
+    let run = network::given(arguments)?;
+    let of = |run: Run| Ok(Network::of(Model::zeros(&run, cpu())?.params(), &run.optim));
+    run.map(of).transpose()
 }
 
 /// The start of the names of a moment in p2's files.
@@ -41,18 +85,17 @@ pub(super) fn from_torch(
     arguments: &ConvertArgs,
     printer: &Printer,
 ) -> anyhow::Result<()> {
-    let run = network::given(arguments)?.ok_or_else(|| {
+    let network = named(arguments)?.ok_or_else(|| {
         Problem::new("the state of an optimizer does not say which network it is of")
             .because("parameters are counted in it, not named")
             .hint(
                 "add --like MODEL, such as the converted weights of the same run, or --preset NAME",
             )
     })?;
-    let model = Model::zeros(&run, cpu())?;
     let place = arguments.key.as_deref().unwrap_or_default();
-    check_count(file, adam, place, model.params().len())?;
+    check_count(file, adam, place, network.params.len())?;
     let mut tensors = Vec::new();
-    for (k, param) in model.params().iter().enumerate() {
+    for (k, param) in network.params.iter().enumerate() {
         for moment in Moment::BOTH {
             let name = moment.tensor_name(place, k);
             let found = file.tensors().get(&name);
@@ -82,7 +125,7 @@ pub(super) fn from_torch(
         tensors,
     };
     checkpoint::save_file(output, &file)?;
-    tell(adam, &run.optim, printer);
+    tell(adam, &network.optim, printer);
     Ok(())
 }
 
@@ -139,9 +182,7 @@ pub(super) fn to_torch(
     arguments: &ConvertArgs,
     printer: &Printer,
 ) -> anyhow::Result<()> {
-    let run = network_of(arguments)?;
-    let model = Model::zeros(&run, cpu())?;
-    let params = model.params();
+    let Network { params, optim } = network_of(arguments)?;
     let n_stored = stored.names().count();
     ensure!(
         n_stored == 2 * params.len(),
@@ -161,7 +202,6 @@ pub(super) fn to_torch(
         Ok([tensor(Moment::First)?, tensor(Moment::Second)?])
     });
     let moments = moments.collect::<anyhow::Result<Vec<_>>>()?;
-    let optim = &run.optim;
     let adam = Adam {
         step: step(stored, &arguments.input)?,
         lr: optim.lr,
@@ -172,22 +212,22 @@ pub(super) fn to_torch(
     };
     torch::save_adam(&arguments.output, &adam, &moments)
         .with_context(|| format!("cannot write {}", arguments.output.display()))?;
-    tell(&adam, optim, printer);
+    tell(&adam, &optim, printer);
     Ok(())
 }
 
 /// The network of an optimizer: as the user says, or that of the weights beside it.
-fn network_of(arguments: &ConvertArgs) -> anyhow::Result<Run> {
-    if let Some(run) = network::given(arguments)? {
-        return Ok(run);
+fn network_of(arguments: &ConvertArgs) -> anyhow::Result<Network> {
+    if let Some(network) = named(arguments)? {
+        return Ok(network);
     }
-    let weights = beside(&arguments.input, "model.safetensors");
-    if !weights.is_file() {
+    let weights = ["model.safetensors", WEIGHTS].map(|name| beside(&arguments.input, name));
+    let Some(weights) = weights.into_iter().find(|path| path.is_file()) else {
         return Err(Problem::new("which network the optimizer is of stands beside it in a checkpoint, and nothing does here")
             .hint("give the file in its checkpoint, or add --like MODEL or --preset NAME")
             .into());
-    }
-    Ok(load(&weights, cpu())?.run)
+    };
+    Network::load(&weights)
 }
 
 /// The steps that an optimizer has taken: a converted file says it, of a checkpoint its state does.
