@@ -82,6 +82,7 @@ fn options_have_one_line_each() {
               train             Train a model, or continue to train it
               train-classifier  Train a classifier of noised images, to guide a model with
               sample            Draw images from a trained model
+              encode            Turn images into the noise that a model draws them from
               likelihood        Bound how many bits a model needs for images
               convert           Turn weights of PyTorch into a model, or back
               presets           List the configurations that need no file
@@ -156,7 +157,7 @@ fn options_of_models_have_one_line_each() {
             --- stdout
             Draw images from a trained model
 
-            Usage: p2 sample [OPTIONS] --n-images <IMAGES> --out <DIR> [MODEL]
+            Usage: p2 sample [OPTIONS] --out <DIR> <--n-images <IMAGES>|--codes <FILE.safetensors>> [MODEL]
 
             Arguments:
               [MODEL]  A run, a checkpoint or a .safetensors file
@@ -166,7 +167,7 @@ fn options_of_models_have_one_line_each() {
                                                     others, in place of MODEL
                   --low-res <PATH>                  Folder or .zip of images that a super-resolution model
                                                     enlarges, in turn
-                  --n-images <IMAGES>               How many images
+                  --n-images <IMAGES>               How many images [default with --codes: all]
                   --sampler <SAMPLER>               How to sample [default: sample.sampler of the model]
                                                     [possible values: ancestral, ddim, euler, heun, heun-churn,
                                                     euler-ancestral, dpm-2m, dpm-3m, dpm-2s, unipc, plms, flow,
@@ -192,6 +193,9 @@ fn options_of_models_have_one_line_each() {
                   --classifier-scale <SCALE>        How far the classifier guides [default: 1]
                   --classifier-form <FORM>          What the classifier's gradient moves [default: mean for
                                                     ancestral, else score] [possible values: score, mean, exact]
+                  --codes <FILE.safetensors>        Draw the images of these codes again, by the deterministic
+                                                    steps of p2 encode
+                  --interpolate <IMAGES>            Draw so many images between each code and the next as well
                   --batch-size <IMAGES>             Images computed at once; changes no result [default: 16]
                   --threads <N>                     Threads to compute with; changes no result [default: one per
                                                     core]
