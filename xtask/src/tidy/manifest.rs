@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["p2-metrics", "p2-nn", "p2-kernels", "p2-diffusion"],
     ),
     ("xtask/Cargo.toml", &[]),
+    ("fuzz/Cargo.toml", &["p2", "p2-nn"]),
 ];
 
 /// Crates of others that belong to some layers only.

@@ -186,8 +186,16 @@ impl StoredTensors {
     /// # Errors
     /// If it cannot be read, or its header is damaged.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::of_bytes(bytes, path)
+    }
+
+    /// The same for the bytes of a file that messages call `path`.
+    ///
+    /// # Errors
+    /// If their header is damaged.
+    pub fn of_bytes(bytes: Vec<u8>, path: &Path) -> anyhow::Result<Self> {
         let context = || format!("cannot read {}", path.display());
-        let bytes = fs::read(path).with_context(context)?;
         let (n_header, header) = SafeTensors::read_metadata(&bytes).with_context(context)?;
         let start = size_of::<u64>() + n_header;
         let stored = |(name, info): (String, &safetensors::tensor::TensorInfo)| {

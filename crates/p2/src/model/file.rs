@@ -42,21 +42,28 @@ pub fn load(path: &Path, cpu: Cpu) -> anyhow::Result<Loaded> {
     let (path, skipped) = find(path)?;
     let unusable = || Problem::new(format!("cannot use {}", path.display())).hint(MODEL_HINT);
     let stored = StoredTensors::open(&path).with_context(unusable)?;
-    let metadata = stored
-        .metadata()
-        .context("it carries no configuration of p2");
-    let run = metadata
-        .and_then(Run::from_metadata)
-        .with_context(unusable)?;
-    check_network_size(&run.model, &stored).with_context(unusable)?;
-    let model = Model::zeros(&run, cpu)?;
-    load_params(model.params(), &stored, "").with_context(unusable)?;
+    let (model, run) = read(&stored, cpu).with_context(unusable)?;
     Ok(Loaded {
         model,
         run,
         path,
         skipped,
     })
+}
+
+/// The model and the configuration that a file holds.
+///
+/// # Errors
+/// If it carries no configuration, or the weights do not fit it.
+pub fn read(stored: &StoredTensors, cpu: Cpu) -> anyhow::Result<(Model, Run)> {
+    let metadata = stored
+        .metadata()
+        .context("it carries no configuration of p2")?;
+    let run = Run::from_metadata(metadata)?;
+    check_network_size(&run.model, stored)?;
+    let model = Model::zeros(&run, cpu)?;
+    load_params(model.params(), stored, "")?;
+    Ok((model, run))
 }
 
 /// Opens the weights of a run, a checkpoint or one file, whatever configuration they have, if any.
