@@ -108,6 +108,19 @@ pub fn decode(
     )?)
 }
 
+/// Refuses a model that enlarges images: what it draws hangs on these too.
+///
+/// # Errors
+/// For such a model.
+pub fn check_model(config: &RunConfig) -> Result<(), Problem> {
+    if config.model.low_res_size == 0 {
+        return Ok(());
+    }
+    Err(Problem::new("the model enlarges images")
+        .because("what it draws is no matter of noise alone")
+        .hint("give a model that draws from noise alone, with model.low_res_size = 0"))
+}
+
 impl Codes {
     /// How many.
     pub fn n_images(&self) -> usize {
@@ -191,6 +204,7 @@ impl Codes {
     /// # Errors
     /// With what differs.
     pub fn check(&self, config: &RunConfig) -> Result<(), Problem> {
+        check_model(config)?;
         let (made, now) = (&self.origin, Origin::of(config, self.origin.n_steps));
         let hint = "give the model that encoded them, or another one of its size and noise";
         let message = if made.image_size != now.image_size {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::sample::{check_class, check_steps};
 use crate::cli::{EncodeArgs, ExitStatus};
-use crate::codes::{Codes, Origin, decode, encode};
+use crate::codes::{Codes, Origin, check_model, decode, encode};
 use crate::config::RunConfig;
 use crate::config::section::SkinTones;
 use crate::data::{Dataset, Split};
@@ -32,6 +32,7 @@ pub(super) fn encode_images(
         for skipped in &loaded.skipped {
             printer.warn(skipped);
         }
+        check_model(&loaded.run)?;
         let n_steps = n_steps(arguments, &loaded.run)?;
         let dataset = open(arguments, &loaded.run)?;
         let n_images = n_images(arguments, dataset.n_images(Split::Training))?;

@@ -135,12 +135,17 @@ fn print(bound: &Bound, arguments: &LikelihoodArgs, printer: &Printer) -> anyhow
     }
     let [clean_up, content, coarse] = stages;
     Ok(printer.data(format_args!(
-        "{mean:.4} +- {error:.4} bits per dimension, at most: mean and standard error of {n_images} images, {} levels\n\
+        "{} bits per dimension, at most: {}, {} levels\n\
          clean-up {clean_up:.4}, of which pixels at the first level {:.4}\n\
          content {content:.4}\n\
          coarse {coarse:.5}, and {:.6} for what is not quite noise at the end",
+        with_error(mean, error),
+        of_images(n_images),
         bound.terms.len(),
-        bound.terms.first().map_or(f64::NAN, |term| term.bits_per_dim),
+        bound
+            .terms
+            .first()
+            .map_or(f64::NAN, |term| term.bits_per_dim),
         bound.prior_bpd,
     ))?)
 }
@@ -166,15 +171,31 @@ fn print_exact(
         }));
     }
     printer.data(format_args!(
-        "{mean:.4} +- {error:.4} bits per dimension under the probability flow: mean and standard error of {n_images} \
-         images\n\
-         {nfe:.0} network evaluations per image, each with a derivative; probes: {n_probes}"
+        "{} bits per dimension under the probability flow: {}\n\
+         {nfe:.0} network evaluations per image, each with a derivative; probes: {n_probes}",
+        with_error(mean, error),
+        of_images(n_images)
     ))?;
     printer.note(
         "an unbiased estimate for pixels with uniform noise added: whole pixels need at most as many bits;\n\
          the bound without --exact is of the model's random steps, and may lie on either side",
     );
     Ok(())
+}
+
+/// A mean and its standard error; one image has none.
+fn with_error(mean: f64, error: f64) -> String {
+    match error.is_finite() {
+        true => format!("{mean:.4} +- {error:.4}"),
+        false => format!("{mean:.4}"),
+    }
+}
+
+fn of_images(n_images: usize) -> String {
+    match n_images {
+        1 => "one image".to_owned(),
+        n => format!("mean and standard error of {n} images"),
+    }
 }
 
 /// The terms of a stage, added up.

@@ -197,4 +197,18 @@ fn networks_that_do_not_fit_together_are_named() {
     );
     says(&["base", "--cascade", "base,sr"], "cannot be used with");
     says(&["--low-res", "images"], "<MODEL>");
+    let encode = [
+        "encode",
+        "sr",
+        "--data",
+        "images",
+        "--out",
+        "codes.safetensors",
+    ];
+    let output = p2(project.path(), &encode).output().unwrap();
+    assert!(
+        stderr(&output).contains("draws from noise alone"),
+        "{}",
+        stderr(&output)
+    );
 }
