@@ -32,6 +32,7 @@ class Sizes:
     attention_resolutions: tuple[int, ...]
     head_channels: int
     dropout: float
+    out_channels: int
 
     def width(self, level):
         return self.channels * self.channel_mult[level]
@@ -58,8 +59,7 @@ def sizes_of(preset):
     for key, value in wanted.items():
         if model[key] != value:
             raise SystemExit(f"model.{key} = {model[key]!r}: this network only has {value!r}")
-    if preset["diffusion"]["variance"] != "learned-range":
-        raise SystemExit("this network only has a learned variance")
+    is_learned = preset["diffusion"]["variance"] == "learned-range"
     return Sizes(
         image_size=preset["data"]["image_size"],
         channels=model["channels"],
@@ -68,6 +68,7 @@ def sizes_of(preset):
         attention_resolutions=tuple(model["attention_resolutions"]),
         head_channels=model["heads"]["channels"],
         dropout=model["dropout"],
+        out_channels=6 if is_learned else 3,
     )
 
 
@@ -158,7 +159,7 @@ class Stage(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Noised images [N, 3, H, W] and noise levels [N] to [N, 6, H, W]: noise and variance."""
+    """Noised images [N, 3, H, W] and noise levels [N] to [N, 3 or 6, H, W]: prediction, learned variance."""
 
     def __init__(self, sizes):
         super().__init__()
@@ -200,11 +201,13 @@ class UNet(nn.Module):
                 if level > 0 and i == sizes.n_res_blocks:
                     layers.append(block(c, c, "up"))
                 self.output_blocks.append(Stage(*layers))
-        out_conv = zeroed(nn.Conv2d(c, 6, 3, padding=1))
+        out_conv = zeroed(nn.Conv2d(c, sizes.out_channels, 3, padding=1))
         self.out = nn.Sequential(nn.GroupNorm(N_GROUPS, c), nn.SiLU(), out_conv)
 
     def forward(self, x, t):
-        embedding = self.time_embed(timestep_embedding(t, self.sizes.channels))
+        # f32 even where the network is f64: its rounding is a part of the network.
+        embedding = timestep_embedding(t, self.sizes.channels).to(x.dtype)
+        embedding = self.time_embed(embedding)
         skips = []
         for stage in self.input_blocks:
             x = stage(x, embedding)
@@ -221,7 +224,7 @@ def n_parameters(network):
 
 def check_outputs():
     """Case A of crates/nn/tests/unet.rs: numbers of the reference implementation."""
-    tiny = Sizes(16, 32, (1, 2), 1, (8,), 16, 0.0)
+    tiny = Sizes(16, 32, (1, 2), 1, (8,), 16, 0.0, 6)
     network = UNet(tiny)
     for k, (name, parameter) in enumerate(network.named_parameters()):
         values = 0.1 * torch.sin(0.7 * k + 0.13 * torch.arange(parameter.numel()).double())

@@ -91,6 +91,8 @@ class Variant:
         weighting = preset["loss"]["weighting"]
         if weighting["kind"] != "p2" or preset["diffusion"]["schedule"] != "linear":
             raise SystemExit("this script has P2 weighting on the linear schedule alone")
+        if preset["diffusion"]["variance"] != "learned-range":
+            raise SystemExit("this script only has a learned variance")
         self.preset, self.n, self.size = preset, batch_size, sizes.image_size
         self.memory_format = (
             torch.channels_last if layout == "channels_last" else torch.contiguous_format
