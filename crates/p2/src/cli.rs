@@ -157,6 +157,9 @@ pub struct SampleArgs {
     /// Which noise levels the steps lead through [default: sample.spacing of the model]
     #[arg(long, value_name = "SPACING")]
     pub spacing: Option<Spacing>,
+    /// The same by name, as the reference code has it: 250, ddim50, or the steps of equal sections, 10,15,25
+    #[arg(long, value_name = "SPEC", conflicts_with_all = ["steps", "spacing"])]
+    pub respacing: Option<String>,
     /// Share of fresh noise per step, 0 to 1 [default: sample.eta for the model's own sampler, else 0,
     /// euler-ancestral 1]
     #[arg(long, value_name = "SHARE", value_parser = share)]
@@ -193,7 +196,7 @@ pub struct SampleArgs {
     #[arg(long, value_name = "FORM", requires = "classifier")]
     pub classifier_form: Option<ClassifierForm>,
     /// Draw the images of these codes again, by the deterministic steps of p2 encode
-    #[arg(long, value_name = "FILE.safetensors", conflicts_with_all = ["sampler", "spacing", "eta", "seed",
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with_all = ["sampler", "spacing", "respacing", "eta", "seed",
         "guidance_scale", "guidance_sigmas", "guide", "classifier", "cascade", "low_res"])]
     pub codes: Option<PathBuf>,
     /// Draw so many images between each code and the next as well

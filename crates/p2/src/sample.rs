@@ -29,6 +29,8 @@ pub struct SampleOptions<'a> {
     pub n_steps: usize,
     /// Which noise levels they lead through.
     pub spacing: Spacing,
+    /// The same by name, as [`p2_diffusion::space_timesteps`] takes it; goes before the two above.
+    pub respacing: Option<&'a str>,
     /// Share of fresh noise per step, for samplers that can have any.
     pub eta: f64,
     /// Seed of all noise.
@@ -90,6 +92,7 @@ impl SampleOptions<'_> {
             sampler: sample.sampler,
             n_steps: sample.n_steps,
             spacing: sample.spacing,
+            respacing: None,
             eta: sample.eta,
             seed: sample.seed,
             guidance: Guidance::of_scale(sample.guidance),

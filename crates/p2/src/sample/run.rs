@@ -69,8 +69,7 @@ impl<D: Denoiser + ?Sized, G: ClassGradient> Run<'_, D, G> {
         let (which, eta, clip) = (self.options.sampler, self.options.eta, self.clip);
         let (denoiser, noise, report) = (self.denoiser, self.noise, self.report);
         let training = self.model.schedule();
-        let (n_steps, spacing) = (self.options.n_steps, self.options.spacing);
-        let levels = || levels(training, n_steps, spacing);
+        let levels = || levels_of(training, self.options);
         let course = || course(training, self.options);
         match which {
             Sampler::Ancestral => {
@@ -139,9 +138,17 @@ fn corrector(which: Sampler, clip: Clip) -> CorrectorOptions {
 
 /// The noise that the steps lead down through.
 fn course(training: &NoiseSchedule, options: &SampleOptions<'_>) -> Result<Course> {
-    match options.spacing {
-        Spacing::Karras => Course::karras(options.n_steps, RHO, training),
-        spacing => Course::through(&levels(training, options.n_steps, spacing)?, training),
+    match (options.spacing, options.respacing) {
+        (Spacing::Karras, None) => Course::karras(options.n_steps, RHO, training),
+        _ => Course::through(&levels_of(training, options)?, training),
+    }
+}
+
+/// The noise levels that are asked for by name or number.
+fn levels_of(training: &NoiseSchedule, options: &SampleOptions<'_>) -> Result<Levels> {
+    match options.respacing {
+        Some(spec) => Levels::from_spec(training, spec),
+        None => levels(training, options.n_steps, options.spacing),
     }
 }
 

@@ -177,6 +177,8 @@ fn options_of_models_have_one_line_each() {
                   --spacing <SPACING>               Which noise levels the steps lead through [default:
                                                     sample.spacing of the model] [possible values: even,
                                                     leading, trailing, karras]
+                  --respacing <SPEC>                The same by name, as the reference code has it: 250, ddim50,
+                                                    or the steps of equal sections, 10,15,25
                   --eta <SHARE>                     Share of fresh noise per step, 0 to 1 [default: sample.eta
                                                     for the model's own sampler, else 0, euler-ancestral 1]
                   --seed <N>                        Seed of the noise; image i of a seed is always the same

@@ -133,6 +133,43 @@ fn a_discrete_sampler_leaves_the_spacing_of_the_models_own() {
     assert!(draw(&project, "run", 2, &[]) != draw(&project, "run", 2, &["--spacing", "even"]));
 }
 
+/// The reference's names for noise levels.
+#[test]
+fn levels_can_be_named() {
+    let project = trained();
+    let named = |spec: &str| {
+        let sampler = ["--sampler", "ddim", "--eta", "0"];
+        draw(
+            &project,
+            "run",
+            2,
+            &[&sampler[..], &["--respacing", spec]].concat(),
+        )
+    };
+    let steps = ["--sampler", "ddim", "--eta", "0", "--steps", "5"];
+    assert!(named("5") == draw(&project, "run", 2, &steps));
+    let leading = [&steps[..], &["--spacing", "leading"]].concat();
+    // A stride of 200 gives five of 1000 levels, both ways.
+    assert!(named("ddim5") == draw(&project, "run", 2, &leading));
+    assert!(named("1,1,3") != named("5") && named("3,1,1") != named("1,1,3"));
+    fs::remove_dir_all(project.path().join("drawn")).unwrap();
+    let respacing = ["--respacing", "ddim60"];
+    check_refused(
+        project.path(),
+        "run",
+        &respacing,
+        &expect![[r#"
+        exit: 2
+        --- stdout
+        --- stderr
+        error: --respacing "ddim60" selects no noise levels
+          cause: cannot space 1000 timesteps as `ddim60`: no stride gives exactly 60 steps
+
+        hint: give steps (250), steps of equal sections (10,15,25), ddim50, leading50 or trailing50
+    "#]],
+    );
+}
+
 /// The SDE of one sampler is no wish for fresh noise in another.
 #[test]
 fn another_sampler_than_the_models_own_has_its_usual_eta() {

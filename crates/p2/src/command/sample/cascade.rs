@@ -85,11 +85,11 @@ impl Networks {
         self.stages.iter().map(|stage| stage.path.as_path())
     }
 
-    pub(super) fn cascade(
-        &self,
-        arguments: &SampleArgs,
+    pub(super) fn cascade<'a>(
+        &'a self,
+        arguments: &'a SampleArgs,
         printer: &Printer,
-    ) -> anyhow::Result<Cascade<'_>> {
+    ) -> anyhow::Result<Cascade<'a>> {
         let guide = self.guide.as_ref().map(|loaded| &loaded.model);
         let stages = self.stages.iter().map(|loaded| {
             let options = options(arguments, &loaded.run)?;

@@ -1,17 +1,19 @@
 //! How a network draws: as the user says, and for the rest as it was trained to.
 
+use p2_diffusion::Levels;
+
 use crate::classifier::Classifier;
 use crate::cli::SampleArgs;
 use crate::config::RunConfig;
 use crate::config::section::{Prediction, Sampler, Spacing};
-use crate::model::Model;
 use crate::model::file::Loaded;
+use crate::model::{Model, schedule};
 use crate::problem::Problem;
 use crate::sample::{ClassifierForm, ClassifierGuidance, Guidance, SampleOptions};
 
 /// What the user asks for, and for the rest what the model was trained to show.
 pub(super) fn options<'a>(
-    arguments: &SampleArgs,
+    arguments: &'a SampleArgs,
     config: &RunConfig,
 ) -> Result<SampleOptions<'a>, Problem> {
     let sampler = arguments.sampler.unwrap_or(config.sample.sampler);
@@ -27,12 +29,15 @@ pub(super) fn options<'a>(
     } else {
         sampler.usual_eta()
     };
+    let (spacing, steps) = match &arguments.respacing {
+        Some(spec) => (Spacing::Even, Some(n_levels(spec, config)?)),
+        None => (spacing, arguments.steps.map(std::num::NonZero::get)),
+    };
     let options = SampleOptions {
         sampler,
-        n_steps: arguments
-            .steps
-            .map_or(config.sample.n_steps, std::num::NonZero::get),
+        n_steps: steps.unwrap_or(config.sample.n_steps),
         spacing,
+        respacing: arguments.respacing.as_deref(),
         eta: arguments.eta.unwrap_or(eta),
         seed: arguments.seed,
         guidance: Guidance::of_scale(1.0),
@@ -47,6 +52,18 @@ pub(super) fn options<'a>(
     }
     check_levels(&options, config.diffusion.prediction)?;
     Ok(options)
+}
+
+/// The number of levels that a name selects.
+fn n_levels(spec: &str, config: &RunConfig) -> Result<usize, Problem> {
+    let levels =
+        schedule(&config.diffusion).and_then(|training| Levels::from_spec(&training, spec));
+    let levels = levels.map_err(|error| {
+        Problem::new(format!("--respacing {spec:?} selects no noise levels"))
+            .caused_by(error)
+            .hint("give steps (250), steps of equal sections (10,15,25), ddim50, leading50 or trailing50")
+    })?;
+    Ok(levels.n_steps())
 }
 
 /// Refuses more steps than there are noise levels.
