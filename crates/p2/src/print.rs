@@ -91,19 +91,20 @@ impl Printer {
     /// Tells people what happens.
     pub fn note(&self, text: impl Display) {
         if self.verbosity >= Verbosity::Normal {
-            self.to_people(&text.to_string());
+            self.to_people(&harmless(text));
         }
     }
 
     /// Tells people who asked for details (`-v`).
     pub fn detail(&self, text: impl Display) {
         if self.verbosity >= Verbosity::Verbose {
-            self.to_people(&text.to_string());
+            self.to_people(&harmless(text));
         }
     }
 
     /// Tells people, even quiet ones, that something may be wrong.
     pub fn warn(&self, text: impl Display) {
+        let text = harmless(text);
         self.to_people(&format!("{} {text}", self.paint(Style::Yellow, "warning:")));
     }
 
@@ -119,18 +120,19 @@ impl Printer {
 
     /// `error:` with the place, the causes and, after an empty line, the hint.
     pub(crate) fn render(&self, error: &anyhow::Error) -> String {
-        let mut text = format!("{} {error}", self.paint(Style::Red, "error:"));
+        let mut text = format!("{} {}", self.paint(Style::Red, "error:"), harmless(error));
         let problem = Problem::inside(error);
         if let Some(place) = problem.and_then(Problem::place) {
-            let _ = write!(text, "\n{place}");
+            let _ = write!(text, "\n{}", harmless(place));
         }
         if let Some(reason) = problem.and_then(Problem::reason) {
-            let _ = write!(text, "\n  because {reason}");
+            let _ = write!(text, "\n  because {}", harmless(reason));
         }
         for cause in error.chain().skip(1) {
-            let _ = write!(text, "\n  cause: {cause}");
+            let _ = write!(text, "\n  cause: {}", harmless(cause));
         }
         if let Some(hint) = problem.and_then(Problem::way_out) {
+            let hint = harmless(hint);
             let _ = write!(text, "\n\n{} {hint}", self.paint(Style::Cyan, "hint:"));
         }
         text
@@ -158,6 +160,20 @@ impl Printer {
     }
 }
 
+/// Names out of files and folders may hold what steers a terminal; of it only line breaks get through.
+fn harmless(text: impl Display) -> String {
+    let text = text.to_string();
+    if !text.contains(|c: char| c.is_control() && c != '\n') {
+        return text;
+    }
+    let escape = |c: char| match c {
+        '\n' => c.to_string(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(escape).collect()
+}
+
 /// Whether the reader of our stdout went away, as `head` does: no error.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
@@ -182,6 +198,17 @@ mod tests {
 
     fn printer(color: ColorChoice) -> Printer {
         Printer::new(Verbosity::Normal, color)
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_shown_and_not_done() {
+        let steering = "a\x1b[2Jb\u{9b}c\rd";
+        let problem = Problem::new(steering).because(steering).hint(steering);
+        let problem = anyhow::Error::new(problem.caused_by(io::Error::other(steering)));
+        let said = printer(ColorChoice::Never).render(&problem);
+        let shown = r"a\u{1b}[2Jb\u{9b}c\rd";
+        assert_eq!(said.matches(shown).count(), 4, "{said}");
+        assert!(!said.contains(['\x1b', '\u{9b}', '\r']));
     }
 
     #[test]

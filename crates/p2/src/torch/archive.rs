@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use zip::read::ZipFile;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::MAX_PICKLE;
 use super::pickle::interpret;
 use super::tensor::{Storage, TorchTensor};
 use super::value::Value;
+use super::{MAX_PICKLE, quoted};
 
 /// Files in the zip.
 const MAX_FILES: usize = 1 << 18;
@@ -86,17 +86,19 @@ impl<R: Read + Seek> Archive<R> {
     fn stored(&mut self, name: &str) -> Result<ZipFile<'_, R>> {
         let path = self.path(name);
         let file = self.zip.by_name(&path);
-        let file = file.with_context(|| format!("no {path} in the zip"))?;
+        let file = file.with_context(|| format!("no {} in the zip", quoted(&path)))?;
         ensure!(
             file.compression() == CompressionMethod::Stored,
-            "{path} is compressed"
+            "{} is compressed",
+            quoted(&path)
         );
         let n_left = file
             .data_start()
             .and_then(|start| self.n_bytes.checked_sub(start));
         ensure!(
             n_left.is_some_and(|n_left| file.size() <= n_left),
-            "{path} ends behind the end of the zip"
+            "{} ends behind the end of the zip",
+            quoted(&path)
         );
         Ok(file)
     }

@@ -165,7 +165,7 @@ fn sizes_and_places_are_checked_before_memory_is_taken() {
         (tensor(FLOAT, "0", 8, 0, &[2], &[-1]), "tensor `w`"),
         (tensor(FLOAT, "0", 8, 0, &[2], &[1, 1]), "as many strides"),
         (tensor(FLOAT, "0", 9, 0, &[2], &[1]), "bytes of numbers"),
-        (tensor(FLOAT, "1", 8, 0, &[2], &[1]), "no archive/data/1"),
+        (tensor(FLOAT, "1", 8, 0, &[2], &[1]), "no `archive/data/1`"),
         (
             tensor(FLOAT, "../../etc/passwd", 8, 0, &[2], &[1]),
             "its numbers lie in",
@@ -342,7 +342,7 @@ fn zips_that_are_none_or_bombs_are_errors() {
     }
     zip.finish().unwrap();
     assert!(std::fs::metadata(&path).unwrap().len() < 1 << 20);
-    assert!(error(&path).contains("is compressed"));
+    assert!(error(&path).contains("` is compressed"));
     let two = File::create(&path).unwrap();
     let mut zip = ZipWriter::new(two);
     let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
@@ -369,6 +369,6 @@ fn numbers_beyond_the_end_of_a_zip_are_not_waited_for() {
     }
     std::fs::write(&path, bytes).unwrap();
     let said = error(&path);
-    let message = "data/0 ends behind the end of the zip";
+    let message = "data/0` ends behind the end of the zip";
     assert!(said.contains(message), "{said}");
 }
