@@ -125,19 +125,22 @@ impl Networks {
 impl Cascade<'_> {
     /// Draws images of the seed.
     pub(super) fn draw(&self, images: Range<u64>) -> anyhow::Result<Drawn> {
-        let (mut low_res, mut labels) = self.given(images.clone())?;
+        let (mut drawn_before, labels) = self.given(images.clone())?;
         let mut n_evaluations = 0;
         for (model, options) in &self.stages {
+            // Networks learned to enlarge pixels, which end at -1 and 1.
+            let low_res = drawn_before.map(|pixels| pixels.clamp(-1.0, 1.0));
+            let low_res = low_res.transpose()?;
             let condition = Condition {
                 labels: &labels,
                 low_res: low_res.as_ref(),
             };
             let drawn = draw(model, images.clone(), condition, options, || Ok(()))?;
             n_evaluations += drawn.n_evaluations;
-            low_res = Some(drawn.pixels);
+            drawn_before = Some(drawn.pixels);
         }
-        let pixels = low_res.ok_or_else(|| Problem::new("there is no network to draw with"))?;
-        labels.truncate((images.end - images.start) as usize);
+        let pixels =
+            drawn_before.ok_or_else(|| Problem::new("there is no network to draw with"))?;
         Ok(Drawn {
             pixels,
             labels,
