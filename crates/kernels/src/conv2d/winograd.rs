@@ -13,7 +13,6 @@ mod filter;
 mod gradient;
 mod images;
 mod product;
-mod scratch;
 mod tile;
 mod transform;
 

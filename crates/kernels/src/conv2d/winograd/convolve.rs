@@ -5,10 +5,10 @@ use std::ops::Range;
 use super::filter::{Filter, TransformFilter, panel_len, position_stride};
 use super::images::{TransformInput, TransformOutput};
 use super::product::{COLS, Products, Rows, Sums};
-use super::scratch::{LINE, Scratch};
 use super::tile::{Layout, Planes, Tiles};
 use super::transform::POSITIONS;
 use crate::cpu::{Cpu, Shared};
+use crate::scratch::{LINE, Scratch};
 
 /// What is convolved; the result has `filter.cols()` channels.
 pub(super) struct Convolution<'a> {
@@ -47,7 +47,7 @@ impl Convolution<'_> {
     /// of some tiles, multiplies and transforms back while they are in its cache.
     pub(super) fn by_tiles(&self, y: &mut [f32], cpu: Cpu) {
         let (depth, cols) = (self.filter.depth(), self.filter.cols());
-        let mut filters = Scratch::take(cols.div_ceil(COLS) * panel_len(depth));
+        let mut filters = Scratch::new(cols.div_ceil(COLS) * panel_len(depth));
         self.transform_filters(&mut filters, cpu);
         let filters = &filters[..];
         let zeros = vec![0.0; depth];
@@ -60,7 +60,7 @@ impl Convolution<'_> {
                 let range = block * block_tiles..n_tiles.min((block + 1) * block_tiles);
                 let size = [range.len(), depth];
                 let layout = Layout::tiles_by_channels(range.len(), depth);
-                let mut inputs = Scratch::take(layout.len());
+                let mut inputs = Scratch::new(layout.len());
                 let into = Planes::new(&mut inputs, layout, size);
                 self.transform_inputs(range.clone(), &zeros, &into, 0, cpu);
                 let mut products = Block::new(range.len(), block_cols);
@@ -85,7 +85,7 @@ impl Convolution<'_> {
         let n_tiles = self.tiles.count();
         let zeros = vec![0.0; depth];
         let layout = Layout::tiles_by_channels(n_tiles, depth);
-        let mut inputs = Scratch::take(layout.len());
+        let mut inputs = Scratch::new(layout.len());
         let into = Planes::new(&mut inputs, layout, [n_tiles, depth]);
         cpu.threads.for_each(n_tiles.div_ceil(DEEP_TILES), |task| {
             let first = task * DEEP_TILES;
@@ -96,7 +96,7 @@ impl Convolution<'_> {
         let y = Shared::new(y);
         cpu.threads.for_each(cols.div_ceil(COLS), |panel| {
             let part = panel * COLS..cols.min((panel + 1) * COLS);
-            let mut filters = Scratch::take(panel_len(DEEP_DEPTH));
+            let mut filters = Scratch::new(panel_len(DEEP_DEPTH));
             let mut products = Block::new(n_tiles, COLS);
             let mut sums = Sums::Set;
             for first_k in (0..depth.max(1)).step_by(DEEP_DEPTH) {
@@ -203,7 +203,7 @@ impl Block {
     fn new(n_tiles: usize, cols: usize) -> Self {
         let position_stride = n_tiles.next_multiple_of(4) * cols.next_multiple_of(2 * LINE) + LINE;
         Self {
-            sums: Scratch::take(POSITIONS * position_stride),
+            sums: Scratch::new(POSITIONS * position_stride),
             n_tiles,
             cols,
             position_stride,

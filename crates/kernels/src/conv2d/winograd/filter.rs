@@ -5,10 +5,10 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::product::{COLS, ROW_STEP};
-use super::scratch::LINE;
 use super::tile::{load, store};
 use super::transform::{self, IN, POSITIONS, TAPS};
 use crate::cpu::Shared;
+use crate::scratch::LINE;
 
 /// The weights of a convolution, `[3, 3, C_in, C_out]`, as it multiplies by them.
 #[derive(Clone, Copy)]

@@ -8,10 +8,10 @@ use super::convolve::panel_cols;
 use super::filter::{SumsLayout, TransformSums};
 use super::images::{TransformGradient, TransformInput};
 use super::product::{COLS, Products, Rows, Sums};
-use super::scratch::{LINE, Scratch};
 use super::tile::{Layout, Planes, Tiles};
 use super::transform::POSITIONS;
 use crate::cpu::{Cpu, Shared};
+use crate::scratch::{LINE, Scratch};
 
 /// What the gradient is of.
 pub(super) struct WeightGradient<'a> {
@@ -61,7 +61,7 @@ impl WeightGradient<'_> {
         let n_groups = n_tiles.div_ceil(group_tiles);
         let bias_len = self.c_out.next_multiple_of(LINE);
         let group_len = bias_len + sums.len();
-        let mut partial = Scratch::take(n_groups * group_len);
+        let mut partial = Scratch::new(n_groups * group_len);
         let zeros = vec![0.0; self.c_in];
         let shared = Shared::new(&mut partial);
         cpu.threads.for_each(n_groups, |group| {
@@ -102,14 +102,14 @@ impl WeightGradient<'_> {
         let mut operands = Operands::new(self, chunk_tiles.min(n_tiles));
         // The sums of several chunks have to wait for the next one, those of a single one do not.
         let is_single = chunk_tiles >= n_tiles;
-        let mut waiting = Scratch::take(if is_single {
+        let mut waiting = Scratch::new(if is_single {
             0
         } else {
             blocks.count() * block_len
         });
         let waiting = Shared::new(&mut waiting);
         let bias_len = self.c_out.next_multiple_of(LINE);
-        let mut bias = Scratch::take(n_tiles.div_ceil(TASK_TILES) * bias_len);
+        let mut bias = Scratch::new(n_tiles.div_ceil(TASK_TILES) * bias_len);
         let zeros = vec![0.0; self.c_in];
         let d_weight = Shared::new(d_weight);
         for start in (0..n_tiles).step_by(chunk_tiles) {
@@ -117,7 +117,7 @@ impl WeightGradient<'_> {
             self.transform_chunk(range.clone(), &mut operands, &zeros, &mut bias, cpu);
             cpu.threads.for_each(blocks.count(), |idx| {
                 let sums = blocks.sums(idx);
-                let mut own = Scratch::take(if is_single { block_len } else { 0 });
+                let mut own = Scratch::new(if is_single { block_len } else { 0 });
                 let own = if is_single {
                     &mut own[..]
                 } else {
@@ -285,7 +285,7 @@ impl Operands {
             layouts,
             channels: [gradient.c_in, gradient.c_out],
             n_tiles,
-            values: layouts.map(|layout| Scratch::take(layout.len())),
+            values: layouts.map(|layout| Scratch::new(layout.len())),
         }
     }
 

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::scratch::LINE;
 use super::tile::{Layout, Planes, Tiles, load, store};
 use super::transform::{self, IN, OUT, POSITIONS};
 use crate::cpu::Shared;
 use crate::gather::{prefetch_line, prefetch_to_write};
+use crate::scratch::LINE;
 
 /// Inputs of tiles, with zeros around the images, to their values at the points: `B^T d B`.
 pub(super) struct TransformInput<'a> {

@@ -6,8 +6,8 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::product::{COLS, DEPTH_CHUNK, ROW_STEP};
-use super::scratch::LINE;
 use super::transform::{OUT, POSITIONS};
+use crate::scratch::LINE;
 
 /// The tiles that cover some images, row by row.
 #[derive(Debug, Clone, Copy)]
