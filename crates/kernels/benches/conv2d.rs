@@ -1,12 +1,13 @@
 //! 3×3 convolutions of networks, three passes each: operations of the direct algorithm per second.
 //!
-//! `cargo bench -p p2-kernels --bench conv2d -- 32x128x128x16` runs those of one size.
+//! `cargo bench -p p2-kernels --bench conv2d -- 32x128x128x16` runs those of one size;
+//! `P2_ISA` chooses the instruction set.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use p2_kernels::conv2d::{Conv2d, Groups, winograd};
-use p2_kernels::{Cpu, Threads};
+use p2_kernels::conv2d::{Conv2d, Groups, Inputs};
+use p2_kernels::{Cpu, Isa, Precision, Threads};
 
 /// Images, input and output channels, rows and columns.
 const SIZES: [[usize; 4]; 10] = [
@@ -30,45 +31,59 @@ fn fill(len: usize) -> Vec<f32> {
 
 fn convolutions(criterion: &mut Criterion) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let cpu = Cpu::best(Threads::new(threads));
-    for [n, c_in, c_out, side] in SIZES {
-        let conv = Conv2d {
-            n,
-            h: side,
-            w: side,
-            c_in,
-            c_out,
-            kernel: [3, 3],
-            stride: 1,
-            padding: [1, 1],
-            groups: Groups::One,
-        };
-        let (x, weight, bias) = (fill(conv.x_len()), fill(conv.weight_len()), fill(c_out));
-        let d_y = fill(conv.y_len());
-        let (mut y, mut d_x) = (d_y.clone(), x.clone());
-        let (mut d_weight, mut d_bias) = (weight.clone(), bias.clone());
-        let mut group = criterion.benchmark_group(format!("{n}x{c_in}x{c_out}x{side}"));
-        let multiply_adds = conv.y_len() * 9 * c_in;
-        group.throughput(Throughput::Elements(2 * multiply_adds as u64));
-        group.sample_size(20);
-        group.bench_function("forward", |bencher| {
-            bencher.iter(|| {
-                winograd::forward(&conv, black_box(&x), &weight, &bias, None, &mut y, cpu);
-            });
-        });
-        group.bench_function("backward_input", |bencher| {
-            bencher.iter(|| {
-                winograd::backward_input(&conv, black_box(&d_y), &weight, &mut d_x, cpu);
-            });
-        });
-        group.bench_function("backward_weight", |bencher| {
-            bencher.iter(|| {
-                let d_y = black_box(&d_y);
-                winograd::backward_weight(&conv, &x, d_y, &mut d_weight, &mut d_bias, cpu);
-            });
-        });
-        group.finish();
+    let mut cpu = Cpu::best(Threads::new(threads));
+    let wanted = std::env::var("P2_ISA").ok();
+    if let Some(isa) = wanted.as_deref().and_then(Isa::from_name) {
+        cpu.isa = isa;
     }
+    for size in SIZES {
+        for precision in [Precision::F32, Precision::Bf16] {
+            convolution(criterion, size, Cpu { precision, ..cpu });
+        }
+    }
+}
+
+fn convolution(criterion: &mut Criterion, [n, c_in, c_out, side]: [usize; 4], cpu: Cpu) {
+    let conv = Conv2d {
+        n,
+        h: side,
+        w: side,
+        c_in,
+        c_out,
+        kernel: [3, 3],
+        stride: 1,
+        padding: [1, 1],
+        groups: Groups::One,
+    };
+    let (x, weight, bias) = (fill(conv.x_len()), fill(conv.weight_len()), fill(c_out));
+    let d_y = fill(conv.y_len());
+    let (mut y, mut d_x) = (d_y.clone(), x.clone());
+    let (mut d_weight, mut d_bias) = (weight.clone(), bias.clone());
+    let name = format!("{n}x{c_in}x{c_out}x{side} {:?}", cpu.precision);
+    let mut group = criterion.benchmark_group(name);
+    let multiply_adds = conv.y_len() * 9 * c_in;
+    group.throughput(Throughput::Elements(2 * multiply_adds as u64));
+    group.sample_size(20);
+    group.bench_function("forward", |bencher| {
+        bencher.iter(|| {
+            let inputs = Inputs {
+                x: black_box(&x),
+                weight: &weight,
+                bias: &bias,
+                residual: None,
+            };
+            conv.forward(inputs, &mut y, cpu);
+        });
+    });
+    group.bench_function("backward_input", |bencher| {
+        bencher.iter(|| conv.backward_input(black_box(&d_y), &weight, &mut d_x, cpu));
+    });
+    group.bench_function("backward_weight", |bencher| {
+        bencher.iter(|| {
+            conv.backward_weight(&x, black_box(&d_y), &mut d_weight, &mut d_bias, cpu);
+        });
+    });
+    group.finish();
 }
 
 fn main() {

@@ -3,8 +3,12 @@
 mod bf16;
 mod depthwise;
 mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 pub mod winograd;
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx::Amx;
 use crate::cpu::{Cpu, Precision, Shared};
 
 /// Sizes of a convolution.
@@ -61,6 +65,9 @@ pub enum Algorithm {
     Winograd,
     /// As `Gemm`, of inputs rounded to bf16, in pairs where the machine adds pairs.
     Bf16,
+    /// As `Bf16`, in tile registers.
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Amx),
     /// Each channel by itself, every output element one chain of multiply-adds.
     Depthwise,
 }
@@ -84,14 +91,26 @@ impl Conv2d {
     /// How this convolution is computed.
     ///
     /// Never by the number of images: one has the same bits in any batch.
-    pub fn algorithm(&self, precision: Precision) -> Algorithm {
-        match self.groups {
-            Groups::Depthwise => Algorithm::Depthwise,
-            Groups::One if precision == Precision::Bf16 && self.is_linear() => Algorithm::Bf16,
-            Groups::One if precision != Precision::Exact && winograd::applies(self) => {
-                Algorithm::Winograd
-            }
-            Groups::One => Algorithm::Gemm,
+    pub fn algorithm(&self, cpu: Cpu) -> Algorithm {
+        if self.groups == Groups::Depthwise {
+            return Algorithm::Depthwise;
+        }
+        if cpu.precision == Precision::Exact {
+            return Algorithm::Gemm;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(amx) = Amx::of(cpu.isa)
+            && cpu.precision == Precision::Bf16
+            && tiles::applies(self)
+        {
+            return Algorithm::Tiles(amx);
+        }
+        if cpu.precision == Precision::Bf16 && self.is_linear() {
+            Algorithm::Bf16
+        } else if winograd::applies(self) {
+            Algorithm::Winograd
+        } else {
+            Algorithm::Gemm
         }
     }
 
@@ -185,7 +204,7 @@ impl Conv2d {
             (inputs.x.len(), inputs.weight.len(), y.len()),
             (self.x_len(), self.weight_len(), self.y_len())
         );
-        match self.algorithm(cpu.precision) {
+        match self.algorithm(cpu) {
             Algorithm::Gemm => self.gemm_forward(inputs, y, cpu),
             Algorithm::Winograd => winograd::forward(
                 self,
@@ -197,6 +216,8 @@ impl Conv2d {
                 cpu,
             ),
             Algorithm::Bf16 => self.bf16_forward(inputs, y, cpu),
+            #[cfg(target_arch = "x86_64")]
+            Algorithm::Tiles(amx) => tiles::forward(self, inputs, y, amx, cpu),
             Algorithm::Depthwise => self.depthwise_forward(inputs, y, cpu),
         }
     }
@@ -208,10 +229,14 @@ impl Conv2d {
             (d_y.len(), weight.len(), d_x.len()),
             (self.y_len(), self.weight_len(), self.x_len())
         );
-        match self.algorithm(cpu.precision) {
+        match self.algorithm(cpu) {
             Algorithm::Gemm => self.gemm_backward_input(d_y, weight, d_x, cpu),
             Algorithm::Winograd => winograd::backward_input(self, d_y, weight, d_x, cpu),
             Algorithm::Bf16 => self.bf16_backward_input(d_y, weight, d_x, cpu),
+            #[cfg(target_arch = "x86_64")]
+            Algorithm::Tiles(amx) => {
+                tiles::backward_input(self, d_y, weight, d_x, amx, cpu);
+            }
             Algorithm::Depthwise => self.depthwise_backward_input(d_y, weight, d_x, cpu),
         }
     }
@@ -234,10 +259,14 @@ impl Conv2d {
             (x.len(), d_y.len(), d_weight.len()),
             (self.x_len(), self.y_len(), self.weight_len())
         );
-        match self.algorithm(cpu.precision) {
+        match self.algorithm(cpu) {
             Algorithm::Gemm => self.gemm_backward_weight(x, d_y, d_weight, d_bias, cpu),
             Algorithm::Winograd => winograd::backward_weight(self, x, d_y, d_weight, d_bias, cpu),
             Algorithm::Bf16 => self.bf16_backward_weight(x, d_y, d_weight, d_bias, cpu),
+            #[cfg(target_arch = "x86_64")]
+            Algorithm::Tiles(amx) => {
+                tiles::backward_weight(self, [x, d_y], d_weight, d_bias, amx, cpu);
+            }
             Algorithm::Depthwise => self.depthwise_backward_weight(x, d_y, d_weight, d_bias, cpu),
         }
     }
@@ -289,20 +318,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_algorithm_depends_on_an_image_and_the_precision_alone() {
-        for precision in [Precision::F32, Precision::Exact, Precision::Bf16] {
-            for n in [0, 1, 64] {
-                let linear = Conv2d::linear(n, 64, 64);
+    fn the_algorithm_depends_on_an_image_and_the_cpu_alone() {
+        for isa in crate::Isa::available() {
+            for precision in [Precision::F32, Precision::Exact, Precision::Bf16] {
+                let cpu = Cpu {
+                    isa,
+                    precision,
+                    ..Cpu::best(crate::Threads::new(1))
+                };
+                let linear = Conv2d::linear(1, 64, 64);
                 let depthwise = Conv2d {
                     groups: Groups::Depthwise,
                     ..linear
                 };
-                let expected = match precision {
-                    Precision::Bf16 => Algorithm::Bf16,
-                    Precision::F32 | Precision::Exact => Algorithm::Gemm,
-                };
-                assert_eq!(linear.algorithm(precision), expected);
-                assert_eq!(depthwise.algorithm(precision), Algorithm::Depthwise);
+                let has_tiles = isa.name() == "amx";
+                let name = format!("{:?}", linear.algorithm(cpu));
+                match precision {
+                    Precision::Bf16 if has_tiles => assert!(name.starts_with("Tiles"), "{name}"),
+                    Precision::Bf16 => assert_eq!(name, "Bf16"),
+                    Precision::F32 | Precision::Exact => assert_eq!(name, "Gemm"),
+                }
+                assert_eq!(depthwise.algorithm(cpu), Algorithm::Depthwise);
+                for n in [0, 64] {
+                    for conv in [linear, depthwise] {
+                        assert_eq!(Conv2d { n, ..conv }.algorithm(cpu), conv.algorithm(cpu));
+                    }
+                }
             }
         }
     }

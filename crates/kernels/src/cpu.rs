@@ -29,6 +29,22 @@ impl Cpu {
         }
     }
 
+    /// The same, with products of another precision.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The name of the instruction set that decides the bits of results.
+    ///
+    /// Tile registers multiply in [`Precision::Bf16`] alone; without it they are AVX-512.
+    pub fn numerics(self) -> &'static str {
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(simd, _) if self.precision != Precision::Bf16 => Isa::Avx512(simd).name(),
+            isa => isa.name(),
+        }
+    }
+
     /// The same on the calling thread alone: what a tile of a kernel may use.
     pub(crate) fn one_thread(self) -> Self {
         Self {
@@ -46,7 +62,8 @@ pub enum Precision {
     F32,
     /// f32, every sum one chain of multiply-adds.
     Exact,
-    /// As `F32`, but linear layers multiply inputs rounded to bf16.
+    /// As `F32`, but linear layers multiply inputs rounded to bf16, and so do convolutions on tile
+    /// registers.
     Bf16,
 }
 
@@ -62,6 +79,9 @@ pub enum Isa {
     /// AVX-512 (F, BW, CD, DQ, VL).
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4),
+    /// The same, with bf16 tile registers (Intel AMX) for products.
+    #[cfg(target_arch = "x86_64")]
+    Amx(pulp::x86::V4, crate::amx::Amx),
     /// Arm NEON.
     #[cfg(target_arch = "aarch64")]
     Neon(pulp::aarch64::Neon),
@@ -75,6 +95,8 @@ impl Isa {
         {
             isas.extend(pulp::x86::V3::try_new().map(Self::Avx2));
             isas.extend(pulp::x86::V4::try_new().map(Self::Avx512));
+            let amx = pulp::x86::V4::try_new().zip(crate::amx::Amx::detect());
+            isas.extend(amx.map(|(simd, amx)| Self::Amx(simd, amx)));
         }
         #[cfg(target_arch = "aarch64")]
         isas.extend(pulp::aarch64::Neon::try_new().map(Self::Neon));
@@ -91,7 +113,7 @@ impl Isa {
         Self::available().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `portable`, `avx2`, `avx512` or `neon`.
+    /// `portable`, `avx2`, `avx512`, `amx` or `neon`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -99,6 +121,8 @@ impl Isa {
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(..) => "amx",
             #[cfg(target_arch = "aarch64")]
             Self::Neon(_) => "neon",
         }
@@ -112,7 +136,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(simd) => Simd::vectorize(simd, op),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(simd) => Simd::vectorize(simd, op),
+            Self::Avx512(simd) | Self::Amx(simd, _) => Simd::vectorize(simd, op),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(simd) => Simd::vectorize(simd, op),
         }

@@ -2,6 +2,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod adamw;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 mod awake;
 mod bf16;
@@ -19,4 +21,6 @@ pub mod reference;
 pub mod resample;
 mod scratch;
 
+#[cfg(target_arch = "x86_64")]
+pub use amx::Amx;
 pub use cpu::{Cpu, Isa, Precision, Threads};

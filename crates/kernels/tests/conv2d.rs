@@ -58,6 +58,10 @@ fn check(conv: Conv2d) {
         reference::conv2d_backward(&conv, &x, &weight, &d_y);
     let mut all = vec![];
     for cpu in cpus() {
+        let exact = Cpu {
+            precision: Precision::Exact,
+            ..cpu
+        };
         let what = |part: &str| format!("{part} of {conv:?} on {cpu:?}");
         let mut y = vec![f32::NAN; conv.y_len()];
         conv.forward(plain, &mut y, cpu);
@@ -72,7 +76,7 @@ fn check(conv: Conv2d) {
         conv.backward_weight(&x, &d_y, &mut d_weight, &mut d_bias, cpu);
         assert_close(&what("d_weight"), &d_weight, &d_weight_slow, 1e-5);
         assert_close(&what("d_bias"), &d_bias, &d_bias_slow, 1e-5);
-        if conv.algorithm(cpu.precision) == conv.algorithm(Precision::Exact) {
+        if conv.algorithm(cpu) == conv.algorithm(exact) {
             let sums = y.iter().zip(&residual).map(|(y, residual)| y + residual);
             assert!(sums.eq(y_added.iter().copied()), "{}", what("residual"));
         }
@@ -159,6 +163,7 @@ fn an_image_has_the_same_convolution_in_any_batch() {
         (Conv2d::linear(1, 64, 96), Precision::F32),
         (Conv2d::linear(1, 64, 96), Precision::Bf16),
         (conv(1, [7, 11], [32, 64], [1, 1]), Precision::Bf16), // batches over and under the limit of packing
+        (conv(1, [5, 6], [19, 37], [3, 3]), Precision::Bf16),
     ] {
         let cpu = Cpu {
             precision,
@@ -199,8 +204,8 @@ fn round(x: &[f32]) -> Vec<f32> {
 }
 
 #[test]
-fn linear_layers_in_bf16_are_exact_on_rounded_inputs() {
-    for (n, c_in, c_out) in [
+fn layers_in_bf16_are_exact_on_rounded_inputs() {
+    let linear = [
         (0, 3, 4),
         (3, 0, 4),
         (3, 4, 0),
@@ -211,11 +216,19 @@ fn linear_layers_in_bf16_are_exact_on_rounded_inputs() {
         (1, 256, 64),
         (600, 64, 17),
         (2500, 31, 96), // several groups of a weight gradient
-    ] {
-        let linear = Conv2d::linear(n, c_in, c_out);
-        let (x, weight) = (fill(linear.x_len(), 1), fill(linear.weight_len(), 2));
-        let (bias, d_y) = (fill(c_out, 3), fill(linear.y_len(), 4));
-        let residual = fill(linear.y_len(), 5);
+    ];
+    let linear = linear.map(|(n, c_in, c_out)| Conv2d::linear(n, c_in, c_out));
+    // In bf16 on tile registers alone.
+    let convolutions = [
+        conv(2, [8, 8], [32, 64], [3, 3]),
+        conv(3, [5, 7], [3, 33], [3, 3]),
+        conv(1, [9, 16], [40, 5], [5, 5]),
+        conv(9, [32, 32], [3, 40], [3, 3]), // several groups of a weight gradient
+    ];
+    for conv in linear.into_iter().chain(convolutions) {
+        let (x, weight) = (fill(conv.x_len(), 1), fill(conv.weight_len(), 2));
+        let (bias, d_y) = (fill(conv.c_out, 3), fill(conv.y_len(), 4));
+        let residual = fill(conv.y_len(), 5);
         let inputs = Inputs {
             x: &x,
             weight: &weight,
@@ -228,29 +241,31 @@ fn linear_layers_in_bf16_are_exact_on_rounded_inputs() {
             weight: &weight_round,
             ..inputs
         };
-        let y_slow = reference::conv2d(&linear, &rounded);
+        let y_slow = reference::conv2d(&conv, &rounded);
         let (d_x_slow, d_weight_slow, _) =
-            reference::conv2d_backward(&linear, &x_round, &weight_round, &d_y_round);
-        let (_, _, d_bias_slow) = reference::conv2d_backward(&linear, &x, &weight, &d_y);
+            reference::conv2d_backward(&conv, &x_round, &weight_round, &d_y_round);
+        let (_, _, d_bias_slow) = reference::conv2d_backward(&conv, &x, &weight, &d_y);
         let mut all = vec![];
-        for cpu in cpus() {
+        let has_bf16 = |cpu: &Cpu| conv.kernel == [1, 1] || cpu.isa.name() == "amx";
+        for cpu in cpus().into_iter().filter(has_bf16) {
             let cpu = Cpu {
                 precision: Precision::Bf16,
                 ..cpu
             };
-            let what = |part: &str| format!("{part} of {linear:?} on {cpu:?}");
+            let what = |part: &str| format!("{part} of {conv:?} on {cpu:?}");
             let mut y = vec![f32::NAN; y_slow.len()];
-            linear.forward(inputs, &mut y, cpu);
+            conv.forward(inputs, &mut y, cpu);
             assert_close(&what("y"), &y, &y_slow, 1e-5);
             let mut d_x = vec![f32::NAN; x.len()];
-            linear.backward_input(&d_y, &weight, &mut d_x, cpu);
+            conv.backward_input(&d_y, &weight, &mut d_x, cpu);
             assert_close(&what("d_x"), &d_x, &d_x_slow, 1e-5);
-            let (mut d_weight, mut d_bias) = (vec![f32::NAN; weight.len()], vec![f32::NAN; c_out]);
-            linear.backward_weight(&x, &d_y, &mut d_weight, &mut d_bias, cpu);
+            let (mut d_weight, mut d_bias) =
+                (vec![f32::NAN; weight.len()], vec![f32::NAN; conv.c_out]);
+            conv.backward_weight(&x, &d_y, &mut d_weight, &mut d_bias, cpu);
             assert_close(&what("d_weight"), &d_weight, &d_weight_slow, 1e-5);
             assert_close(&what("d_bias"), &d_bias, &d_bias_slow, 1e-5);
             all.push((cpu, [y, d_x, d_weight, d_bias].concat()));
         }
-        assert_same_bits(&format!("{linear:?}"), &all);
+        assert_same_bits(&format!("{conv:?}"), &all);
     }
 }

@@ -65,10 +65,7 @@ impl Classifier {
             schedule: schedule(&config.diffusion.to_model())?,
             n_classes: model.n_classes,
             is_noised: config.diffusion.noised,
-            cpu: Cpu {
-                precision: precision(config.train.precision),
-                ..cpu
-            },
+            cpu: cpu.with_precision(precision(config.train.precision)),
         })
     }
 

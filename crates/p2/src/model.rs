@@ -107,10 +107,7 @@ impl Model {
             n_classes: config.model.n_classes,
             no_class: (config.model.label_dropout > 0.0).then_some(config.model.n_classes as u32),
             low_res_size: (config.model.low_res_size > 0).then_some(config.model.low_res_size),
-            cpu: Cpu {
-                precision: from_config::precision(config.train.precision),
-                ..cpu
-            },
+            cpu: cpu.with_precision(from_config::precision(config.train.precision)),
         })
     }
 

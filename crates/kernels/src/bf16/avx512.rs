@@ -48,7 +48,8 @@ impl<const W: usize> Pairs<W> {
 impl Bf16 {
     /// If `isa` is AVX-512 and the machine has the bf16 extension of it.
     pub(crate) fn of(isa: Isa) -> Option<Self> {
-        let has = matches!(isa, Isa::Avx512(_)) && is_x86_feature_detected!("avx512bf16");
+        let has =
+            matches!(isa, Isa::Avx512(_) | Isa::Amx(..)) && is_x86_feature_detected!("avx512bf16");
         has.then_some(Self(()))
     }
 

@@ -38,7 +38,7 @@ pub(crate) fn assert_same_bits(what: &str, results: &[(Cpu, Vec<f32>)]) {
         .iter()
         .filter(|(cpu, _)| cpu.isa.name() == Isa::best().name())
         .collect();
-    for (cpu, result) in &best[1..] {
+    for (cpu, result) in best.iter().skip(1) {
         assert!(
             result
                 .iter()

@@ -71,11 +71,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// A device, and what `cpu` stands for.
+    /// A device, and what `cpu` with the precision of the run stands for.
     pub fn of(device: Device, cpu: Cpu) -> Self {
         Self {
             device: device.to_string(),
-            instruction_set: cpu.isa.name().to_owned(),
+            instruction_set: cpu.numerics().to_owned(),
             n_threads: cpu.threads.count(),
         }
     }

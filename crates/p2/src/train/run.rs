@@ -17,7 +17,7 @@ use crate::cli::Start;
 use crate::config::{Configuration as _, Run};
 use crate::data::{Dataset, Split};
 use crate::engine::Device;
-use crate::model::Model;
+use crate::model::{Model, precision};
 use crate::model::file::open_weights;
 use crate::monitor::progress::{Course, Progress};
 use crate::monitor::records::Records;
@@ -74,7 +74,8 @@ pub fn train(
         Some(_) => None,
         None => open_init(setup.init_from.as_deref(), &mut opened.manifest)?,
     };
-    opened.record(&run, &Engine::of(setup.device, setup.cpu), printer)?;
+    let cpu = setup.cpu.with_precision(precision(run.train.precision));
+    opened.record(&run, &Engine::of(setup.device, cpu), printer)?;
     let Opened {
         run_dir,
         found,

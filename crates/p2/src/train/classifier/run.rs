@@ -14,6 +14,7 @@ use crate::cli::Start;
 use crate::config::{ClassifierRun, Configuration as _, Count};
 use crate::data::{Dataset, Split};
 use crate::engine::Device;
+use crate::model::precision;
 use crate::monitor::progress::{Course, Progress};
 use crate::monitor::records::Records;
 use crate::print::Printer;
@@ -68,7 +69,8 @@ pub fn train_classifier(
     run.data_path()?;
     let dataset = Arc::new(open_dataset(&run, printer)?);
     let mut opened = Opened::open((&setup.out, setup.start), &run, &dataset, printer)?;
-    opened.record(&run, &Engine::of(setup.device, setup.cpu), printer)?;
+    let cpu = setup.cpu.with_precision(precision(run.train.precision));
+    opened.record(&run, &Engine::of(setup.device, cpu), printer)?;
     let (found, clock) = (opened.found.take(), opened.clock);
     let mut loader = open_loader(run.pace(), &dataset, clock, setup.cpu)?;
     let mut trainer = Trainer::new(run, clock, setup.cpu)?;
