@@ -2,11 +2,17 @@
 //!
 //! `y = act(scale * (x - mean) / sqrt(variance + eps) + shift)`, moments over a group's channels
 //! and all positions. The statistics of an image are sums over fixed tiles of its positions.
+//!
+//! The input may lie in two places, each with some of the channels: results have the same bits as
+//! if they lay in one.
 
+mod backward;
 mod moments;
 
+use std::ops::Range;
+
 use crate::cpu::{Cpu, Shared, Threads};
-use crate::elementwise::{sigmoid, silu_slope};
+use crate::elementwise::sigmoid;
 
 /// Elements of one tile of an image: a short sum, so that f32 suffices inside; tiles add up in f64.
 const TILE: usize = 1 << 12;
@@ -30,8 +36,9 @@ pub struct GroupNorm {
     pub n: usize,
     /// Positions of an image, H times W.
     pub n_positions: usize,
-    /// Channels, a multiple of `n_groups`.
-    pub c: usize,
+    /// Channels of the first source and, if there are two, of the second, else 0. Their sum C is a
+    /// multiple of `n_groups`; a group may have channels of both.
+    pub channels: [usize; 2],
     /// Groups of channels.
     pub n_groups: usize,
     /// What follows.
@@ -41,8 +48,8 @@ pub struct GroupNorm {
 /// Inputs of both directions.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
-    /// `[N, H*W, C]`.
-    pub x: &'a [f32],
+    /// The sources, read as one `[N, H*W, C]`: `[N, H*W, C_first]` and `[N, H*W, C_second]`.
+    pub x: [&'a [f32]; 2],
     /// `[N, C]`.
     pub scale: &'a [f32],
     /// `[N, C]`.
@@ -52,12 +59,27 @@ pub struct Inputs<'a> {
 /// The gradients with respect to [`Inputs`], each shaped like its input.
 #[derive(Debug)]
 pub struct Gradients<'a> {
-    /// `[N, H*W, C]`.
-    pub d_x: &'a mut [f32],
+    /// `[N, H*W, C_first]` and `[N, H*W, C_second]`.
+    pub d_x: [&'a mut [f32]; 2],
     /// `[N, C]`.
     pub d_scale: &'a mut [f32],
     /// `[N, C]`.
     pub d_shift: &'a mut [f32],
+}
+
+/// A source that has channels.
+struct Source {
+    index: usize,
+    /// Where its channels stand among all.
+    channels: Range<usize>,
+}
+
+impl Source {
+    /// Its elements at `positions` of an image.
+    fn elements(&self, positions: &Range<usize>) -> Range<usize> {
+        let width = self.channels.len();
+        positions.start * width..positions.end * width
+    }
 }
 
 impl GroupNorm {
@@ -65,15 +87,16 @@ impl GroupNorm {
     /// per image and channel its group's mean and reciprocal deviation, `[N, 2, C]`.
     pub fn forward(&self, inputs: Inputs<'_>, y: &mut [f32], cpu: Cpu) -> Vec<f32> {
         self.check(&inputs);
-        assert_eq!(y.len(), inputs.x.len());
-        let mut moments = vec![0.0; self.n * 2 * self.c];
+        let (c, image_len) = (self.c(), self.image_len());
+        assert_eq!(y.len(), self.n * image_len);
+        let mut moments = vec![0.0; self.n * 2 * c];
         let (shared_y, shared_moments) = (Shared::new(y), Shared::new(&mut moments));
         self.for_each_image(cpu, |image, cpu| {
             // SAFETY: images are disjoint.
             let (y, moments) = unsafe {
                 (
-                    shared_y.tile(image * self.image_len(), self.image_len()),
-                    shared_moments.tile(image * 2 * self.c, 2 * self.c),
+                    shared_y.tile(image * image_len, image_len),
+                    shared_moments.tile(image * 2 * c, 2 * c),
                 )
             };
             let inputs = self.image(&inputs, image);
@@ -81,47 +104,6 @@ impl GroupNorm {
             self.image_forward(inputs, moments, y, cpu);
         });
         moments
-    }
-
-    /// Computes the gradients, given that of `y` and the moments that the forward pass returned.
-    pub fn backward(
-        &self,
-        inputs: Inputs<'_>,
-        moments: &[f32],
-        d_y: &[f32],
-        gradients: Gradients<'_>,
-        cpu: Cpu,
-    ) {
-        self.check(&inputs);
-        let Gradients {
-            d_x,
-            d_scale,
-            d_shift,
-        } = gradients;
-        assert_eq!((d_y.len(), d_x.len()), (inputs.x.len(), inputs.x.len()));
-        assert_eq!(
-            (moments.len(), d_scale.len(), d_shift.len()),
-            (self.n * 2 * self.c, self.n * self.c, self.n * self.c)
-        );
-        let shared = [d_x, d_scale, d_shift].map(Shared::new);
-        self.for_each_image(cpu, |image, cpu| {
-            // SAFETY: images are disjoint.
-            let [d_x, d_scale, d_shift] = unsafe {
-                [
-                    shared[0].tile(image * self.image_len(), self.image_len()),
-                    shared[1].tile(image * self.c, self.c),
-                    shared[2].tile(image * self.c, self.c),
-                ]
-            };
-            let gradients = Gradients {
-                d_x,
-                d_scale,
-                d_shift,
-            };
-            let moments = &moments[image * 2 * self.c..][..2 * self.c];
-            let d_y = &d_y[image * self.image_len()..][..self.image_len()];
-            self.image_backward(self.image(&inputs, image), moments, d_y, gradients, cpu);
-        });
     }
 
     /// Runs `f` for each image, on all threads together or each image on one.
@@ -141,203 +123,88 @@ impl GroupNorm {
 
     /// The inputs of one image.
     fn image<'a>(&self, inputs: &Inputs<'a>, image: usize) -> Inputs<'a> {
+        let c = self.c();
         Inputs {
-            x: &inputs.x[image * self.image_len()..][..self.image_len()],
-            scale: &inputs.scale[image * self.c..][..self.c],
-            shift: &inputs.shift[image * self.c..][..self.c],
+            x: [0, 1].map(|source| {
+                let len = self.n_positions * self.channels[source];
+                &inputs.x[source][image * len..][..len]
+            }),
+            scale: &inputs.scale[image * c..][..c],
+            shift: &inputs.shift[image * c..][..c],
         }
     }
 
     fn image_forward(&self, inputs: Inputs<'_>, moments: &[f32], y: &mut [f32], cpu: Cpu) {
-        let mean = &moments[..self.c];
+        let c = self.c();
         let slope = self.slopes(&inputs, moments);
         let shared = Shared::new(y);
-        self.for_each_tile(cpu, |tile| {
+        self.for_each_tile(cpu, |positions| {
             // SAFETY: tiles are disjoint.
-            let y = unsafe { shared.tile(tile.start, tile.len()) };
-            let x = &inputs.x[tile];
-            let (slope, shift) = (&slope[..self.c], &inputs.shift[..self.c]);
-            cpu.isa.vectorize(
-                #[inline(always)]
-                || {
-                    for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                        let line = mean.iter().zip(slope).zip(shift);
-                        for ((y, x), ((mean, slope), shift)) in y.iter_mut().zip(x).zip(line) {
-                            *y = (x - mean) * slope + shift;
-                        }
-                        if self.activation == Activation::Silu {
-                            for y in y {
-                                *y *= sigmoid(*y);
+            let y = unsafe { shared.tile(positions.start * c, positions.len() * c) };
+            for source in self.sources() {
+                let x = &inputs.x[source.index][source.elements(&positions)];
+                let channels = source.channels;
+                let mean = &moments[channels.clone()];
+                let slope = &slope[channels.clone()];
+                let shift = &inputs.shift[channels.clone()];
+                cpu.isa.vectorize(
+                    #[inline(always)]
+                    || {
+                        let rows = y.chunks_exact_mut(c).zip(x.chunks_exact(channels.len()));
+                        for (y, x) in rows {
+                            let y = &mut y[channels.clone()];
+                            let line = mean.iter().zip(slope).zip(shift);
+                            for ((y, x), ((mean, slope), shift)) in y.iter_mut().zip(x).zip(line) {
+                                *y = (x - mean) * slope + shift;
                             }
-                        }
-                    }
-                },
-            );
-        });
-    }
-
-    fn image_backward(
-        &self,
-        inputs: Inputs<'_>,
-        moments: &[f32],
-        d_y: &[f32],
-        gradients: Gradients<'_>,
-        cpu: Cpu,
-    ) {
-        let Gradients {
-            d_x,
-            d_scale,
-            d_shift,
-        } = gradients;
-        let partial = self.backward_sums(&inputs, moments, d_y, d_x, cpu);
-        self.sum_tiles(&partial, d_scale, d_shift);
-        let line = self.backward_line(&inputs, moments, d_scale, d_shift);
-        let (slope, rest) = line.split_at(self.c);
-        let (along, offset) = rest.split_at(self.c);
-        let mean = &moments[..self.c];
-        let shared = Shared::new(d_x);
-        self.for_each_tile(cpu, |tile| {
-            // SAFETY: tiles are disjoint.
-            let d_x = unsafe { shared.tile(tile.start, tile.len()) };
-            let x = &inputs.x[tile];
-            cpu.isa.vectorize(
-                #[inline(always)]
-                || {
-                    for (d_x, x) in d_x.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                        let line = slope.iter().zip(along).zip(offset).zip(mean);
-                        let row = d_x.iter_mut().zip(x).zip(line);
-                        for ((d_x, x), (((slope, along), offset), mean)) in row {
-                            *d_x = slope * *d_x + (along * (x - mean) + offset);
-                        }
-                    }
-                },
-            );
-        });
-    }
-
-    /// What turns the gradient before the activation into that of the input, `[3, C]`.
-    ///
-    /// `d_x = rstd (scale d_u - mean(scale d_u) - xhat mean(scale d_u xhat))`, means over a group,
-    /// is written as `slope * d_u + along * (x - mean) + offset`.
-    fn backward_line(
-        &self,
-        inputs: &Inputs<'_>,
-        moments: &[f32],
-        d_scale: &[f32],
-        d_shift: &[f32],
-    ) -> Vec<f32> {
-        let per_group = self.c / self.n_groups;
-        let count = (per_group * self.n_positions) as f64;
-        let mut line = vec![0.0; 3 * self.c];
-        for group in 0..self.n_groups {
-            let channels = group * per_group..(group + 1) * per_group;
-            let (mut sum, mut sum_xhat) = (0.0, 0.0);
-            for c in channels.clone() {
-                sum += f64::from(inputs.scale[c]) * f64::from(d_shift[c]);
-                sum_xhat += f64::from(inputs.scale[c]) * f64::from(d_scale[c]);
-            }
-            for c in channels {
-                let rstd = f64::from(moments[self.c + c]);
-                line[c] = (rstd * f64::from(inputs.scale[c])) as f32;
-                line[self.c + c] = (-rstd * rstd * sum_xhat / count) as f32;
-                line[2 * self.c + c] = (-rstd * sum / count) as f32;
-            }
-        }
-        line
-    }
-
-    /// Writes the gradient before the activation into `d_u` and returns, per tile, its sums and
-    /// its sums times the normalized input, `[n_tiles, 2, C]`.
-    fn backward_sums(
-        &self,
-        inputs: &Inputs<'_>,
-        moments: &[f32],
-        d_y: &[f32],
-        d_u: &mut [f32],
-        cpu: Cpu,
-    ) -> Vec<f32> {
-        let slope = self.slopes(inputs, moments);
-        let (mean, rstd) = moments.split_at(self.c);
-        let mut partial = vec![0.0; self.n_tiles() * 2 * self.c];
-        let (shared, shared_partial) = (Shared::new(d_u), Shared::new(&mut partial));
-        self.for_each_tile(cpu, |tile| {
-            let sums_start = tile.start / self.tile_len() * 2 * self.c;
-            // SAFETY: tiles are disjoint, and each has its own sums.
-            let (d_u, sums) = unsafe {
-                (
-                    shared.tile(tile.start, tile.len()),
-                    shared_partial.tile(sums_start, 2 * self.c),
-                )
-            };
-            let (sum, sum_xhat) = sums.split_at_mut(self.c);
-            let (x, d_y) = (&inputs.x[tile.clone()], &d_y[tile]);
-            let (slope, shift) = (&slope[..self.c], &inputs.shift[..self.c]);
-            cpu.isa.vectorize(
-                #[inline(always)]
-                || {
-                    let rows = x.chunks_exact(self.c).zip(d_y.chunks_exact(self.c));
-                    for (d_u, (x, d_y)) in d_u.chunks_exact_mut(self.c).zip(rows) {
-                        match self.activation {
-                            Activation::Identity => d_u.copy_from_slice(d_y),
-                            Activation::Silu => {
-                                let line = mean.iter().zip(slope).zip(shift);
-                                let row = d_u.iter_mut().zip(d_y).zip(x).zip(line);
-                                for (((d_u, d_y), x), ((mean, slope), shift)) in row {
-                                    *d_u = d_y * silu_slope((x - mean) * slope + shift);
+                            if self.activation == Activation::Silu {
+                                for y in y {
+                                    *y *= sigmoid(*y);
                                 }
                             }
                         }
-                        let sums = sum.iter_mut().zip(sum_xhat.iter_mut());
-                        let row = d_u.iter().zip(x).zip(mean.iter().zip(rstd));
-                        for ((sum, sum_xhat), ((d_u, x), (mean, rstd))) in sums.zip(row) {
-                            *sum += d_u;
-                            *sum_xhat += d_u * ((x - mean) * rstd);
-                        }
-                    }
-                },
-            );
+                    },
+                );
+            }
         });
-        partial
-    }
-
-    /// Adds the tiles of an image in order, in f64.
-    fn sum_tiles(&self, partial: &[f32], d_scale: &mut [f32], d_shift: &mut [f32]) {
-        for c in 0..self.c {
-            let sum = |offset: usize| -> f64 {
-                let tiles = partial.chunks_exact(2 * self.c);
-                tiles.map(|tile| f64::from(tile[offset + c])).sum()
-            };
-            (d_shift[c], d_scale[c]) = (sum(0) as f32, sum(self.c) as f32);
-        }
     }
 
     /// `scale * rstd` of an image's channels.
     fn slopes(&self, inputs: &Inputs<'_>, moments: &[f32]) -> Vec<f32> {
-        let rstds = moments[self.c..].iter();
+        let rstds = moments[self.c()..].iter();
         rstds
             .zip(inputs.scale)
             .map(|(rstd, scale)| rstd * scale)
             .collect()
     }
 
-    /// Runs `f` with the elements of each tile of an image.
-    fn for_each_tile(&self, cpu: Cpu, f: impl Fn(std::ops::Range<usize>) + Sync) {
+    /// Runs `f` with the positions of each tile of an image.
+    fn for_each_tile(&self, cpu: Cpu, f: impl Fn(Range<usize>) + Sync) {
         cpu.threads.for_each(self.n_tiles(), |tile| {
-            let first = tile * self.tile_len();
-            f(first..(first + self.tile_len()).min(self.image_len()));
+            let first = tile * self.tile_positions();
+            f(first..(first + self.tile_positions()).min(self.n_positions));
         });
     }
 
+    fn sources(&self) -> impl Iterator<Item = Source> {
+        let [first, second] = self.channels;
+        let places = [0..first, first..first + second].into_iter().enumerate();
+        places
+            .map(|(index, channels)| Source { index, channels })
+            .filter(|source| !source.channels.is_empty())
+    }
+
+    /// Channels of both sources.
+    fn c(&self) -> usize {
+        self.channels[0] + self.channels[1]
+    }
+
     fn image_len(&self) -> usize {
-        self.n_positions * self.c
+        self.n_positions * self.c()
     }
 
     fn tile_positions(&self) -> usize {
-        (TILE / self.c).max(1)
-    }
-
-    fn tile_len(&self) -> usize {
-        self.tile_positions() * self.c
+        (TILE / self.c()).max(1)
     }
 
     fn n_tiles(&self) -> usize {
@@ -345,12 +212,18 @@ impl GroupNorm {
     }
 
     fn check(&self, inputs: &Inputs<'_>) {
+        let c = self.c();
         assert!(
-            self.n_groups > 0 && self.c > 0 && self.c.is_multiple_of(self.n_groups),
+            self.n_groups > 0 && c > 0 && c.is_multiple_of(self.n_groups),
             "{self:?}"
         );
-        assert_eq!(inputs.x.len(), self.n * self.n_positions * self.c);
-        assert_eq!(inputs.scale.len(), self.n * self.c);
-        assert_eq!(inputs.shift.len(), self.n * self.c);
+        assert_eq!(inputs.x.map(<[f32]>::len), self.source_lens());
+        assert_eq!(inputs.scale.len(), self.n * c);
+        assert_eq!(inputs.shift.len(), self.n * c);
+    }
+
+    /// Elements of each source.
+    fn source_lens(&self) -> [usize; 2] {
+        self.channels.map(|c| self.n * self.n_positions * c)
     }
 }

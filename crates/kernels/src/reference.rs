@@ -76,7 +76,7 @@ fn pairs(rows: usize, cols: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// See [`GroupNorm::forward`].
 pub fn group_norm(norm: &GroupNorm, inputs: &group_norm::Inputs<'_>) -> Vec<f64> {
-    let mut y = vec![0.0; inputs.x.len()];
+    let mut y = vec![0.0; inputs.x.map(<[f32]>::len).iter().sum()];
     for_each_group(norm, inputs.x, |group| {
         for element in &group.elements {
             let u = element.u(inputs);
@@ -89,14 +89,16 @@ pub fn group_norm(norm: &GroupNorm, inputs: &group_norm::Inputs<'_>) -> Vec<f64>
     y
 }
 
-/// The gradients of a group norm with respect to input, scale and shift.
+/// The gradients of a group norm with respect to input, scale and shift; that of the input is
+/// `[N, H*W, C]`, of both sources.
 pub fn group_norm_backward(
     norm: &GroupNorm,
     inputs: &group_norm::Inputs<'_>,
     d_y: &[f32],
 ) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-    let mut d_x = vec![0.0; inputs.x.len()];
-    let (mut d_scale, mut d_shift) = (vec![0.0; norm.n * norm.c], vec![0.0; norm.n * norm.c]);
+    let mut d_x = vec![0.0; d_y.len()];
+    let mut d_scale = vec![0.0; inputs.scale.len()];
+    let mut d_shift = vec![0.0; inputs.shift.len()];
     for_each_group(norm, inputs.x, |group| {
         let mut d_x_hats = vec![];
         for element in &group.elements {
@@ -148,18 +150,24 @@ impl Element {
     }
 }
 
-/// Calls `f` with each group of each image.
-fn for_each_group(norm: &GroupNorm, x: &[f32], mut f: impl FnMut(Group)) {
-    let per_group = norm.c / norm.n_groups;
+/// Calls `f` with each group of each image; elements are counted in the image of all channels.
+fn for_each_group(norm: &GroupNorm, [first, second]: [&[f32]; 2], mut f: impl FnMut(Group)) {
+    let [c_first, c_second] = norm.channels;
+    let n_channels = c_first + c_second;
+    let per_group = n_channels / norm.n_groups;
     for (image, group) in pairs(norm.n, norm.n_groups) {
         let mut elements: Vec<_> = pairs(norm.n_positions, per_group)
             .map(|(position, i)| {
                 let c = group * per_group + i;
-                let idx = (image * norm.n_positions + position) * norm.c + c;
+                let row = image * norm.n_positions + position;
+                let x = match c.checked_sub(c_first) {
+                    None => first[row * c_first + c],
+                    Some(c) => second[row * c_second + c],
+                };
                 Element {
-                    idx,
-                    channel: image * norm.c + c,
-                    x_hat: f64::from(x[idx]),
+                    idx: row * n_channels + c,
+                    channel: image * n_channels + c,
+                    x_hat: f64::from(x),
                 }
             })
             .collect();

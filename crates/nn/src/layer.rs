@@ -8,7 +8,7 @@ use candle_core::Var;
 use crate::Result;
 use crate::op::conv2d::{Filter, Geometry};
 use crate::op::group_norm::{Activation, Affine, Options};
-use crate::op::{conv2d, group_norm};
+use crate::op::{Joined, conv2d, group_norm};
 use crate::params::{Builder, Init, Kind};
 use crate::tape::Node;
 
@@ -84,7 +84,7 @@ impl Conv2d {
     /// # Errors
     /// [`Error::Candle`](crate::Error::Candle) if `x` is not `[N, H, W, C_in]`, the stride is 0, or
     /// the padded image is smaller than the filter.
-    pub fn forward(&self, x: &Node) -> Result<Node> {
+    pub fn forward(&self, x: impl Into<Joined>) -> Result<Node> {
         self.apply(x, None)
     }
 
@@ -96,7 +96,8 @@ impl Conv2d {
         self.apply(x, Some(residual))
     }
 
-    fn apply(&self, x: &Node, residual: Option<&Node>) -> Result<Node> {
+    fn apply(&self, x: impl Into<Joined>, residual: Option<&Node>) -> Result<Node> {
+        let x = x.into();
         let filter = Filter {
             weight: &x.tape().param(&self.weight),
             bias: &x.tape().param(&self.bias),
@@ -201,7 +202,7 @@ impl GroupNorm {
     /// # Errors
     /// [`Error::Candle`](crate::Error::Candle) if `x` is not `[N, H, W, C]`, or C is not a multiple of
     /// [`N_GROUPS`].
-    pub fn forward(&self, x: &Node) -> Result<Node> {
+    pub fn forward(&self, x: impl Into<Joined>) -> Result<Node> {
         self.apply(x, None)
     }
 
@@ -217,11 +218,12 @@ impl GroupNorm {
     ///
     /// # Source
     /// Dhariwal and Nichol 2021, arXiv 2105.05233, section 3.1 (AdaGN).
-    pub fn forward_conditioned(&self, x: &Node, scale_shift: &Node) -> Result<Node> {
+    pub fn forward_conditioned(&self, x: impl Into<Joined>, scale_shift: &Node) -> Result<Node> {
         self.apply(x, Some(scale_shift))
     }
 
-    fn apply(&self, x: &Node, scale_shift: Option<&Node>) -> Result<Node> {
+    fn apply(&self, x: impl Into<Joined>, scale_shift: Option<&Node>) -> Result<Node> {
+        let x = x.into();
         let affine = Affine {
             weight: &x.tape().param(&self.weight),
             bias: &x.tape().param(&self.bias),

@@ -6,9 +6,11 @@ pub mod attention;
 pub mod conv2d;
 pub mod elementwise;
 pub mod group_norm;
+mod joined;
 pub mod resample;
 
 use candle_core::{CpuStorage, Layout, Tensor, Var};
+pub use joined::Joined;
 
 use crate::Result;
 use crate::tape::{Node, has_kernel};

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
+use p2_nn::op::Joined;
 use p2_nn::op::attention::{self, Order};
 use p2_nn::op::conv2d::{self, Filter, Geometry};
 use p2_nn::op::elementwise;
@@ -158,6 +159,157 @@ fn group_norms() {
     }
 }
 
+/// Two values, the channels of each and of the norm's groups.
+const PAIRS: [([usize; 2], usize); 8] = [
+    ([16, 16], 4),
+    ([1, 31], 4),
+    ([3, 7], 5),
+    ([7, 1], 1),
+    ([15, 33], 3),
+    ([17, 16], 11),
+    ([31, 17], 2),
+    ([33, 3], 1),
+];
+
+/// What a norm computes again must be read by something that saves it: a SiLU.
+#[test]
+fn group_norms_of_joined_values() {
+    for (channels, n_groups) in PAIRS {
+        let c = channels[0] + channels[1];
+        let options = group_norm::Options {
+            n_groups,
+            activation: Activation::Silu,
+        };
+        let inputs = [
+            var(&[2, 3, 5, channels[0]], 0.1),
+            var(&[2, 3, 5, channels[1]], 0.5),
+            var(&[c], 0.2),
+            var(&[c], 0.3),
+            var(&[2, 2 * c], 0.4),
+        ];
+        check(
+            &format!("conditioned group_norm of {channels:?}"),
+            &inputs,
+            |[a, b, weight, bias, scale_shift]| {
+                let affine = Affine {
+                    weight,
+                    bias,
+                    scale_shift: Some(scale_shift),
+                };
+                let x = Joined::new(a.clone(), b.clone())?;
+                elementwise::silu(&group_norm::group_norm(x, affine, options)?)
+            },
+            |[a, b, weight, bias, scale_shift]| {
+                let (x, affine) = (Tensor::cat(&[a, b], 3)?, [weight, bias]);
+                group_norm::group_norm_reference(&x, affine, Some(scale_shift), options)?.silu()
+            },
+        );
+        let [a, b, weight, bias, _] = inputs;
+        check(
+            &format!("group_norm of {channels:?}"),
+            &[a, b, weight, bias],
+            |[a, b, weight, bias]| {
+                let affine = Affine {
+                    weight,
+                    bias,
+                    scale_shift: None,
+                };
+                let x = Joined::new(a.clone(), b.clone())?;
+                group_norm::group_norm(&x, affine, options)
+            },
+            |[a, b, weight, bias]| {
+                let x = Tensor::cat(&[a, b], 3)?;
+                group_norm::group_norm_reference(&x, [weight, bias], None, options)
+            },
+        );
+    }
+}
+
+#[test]
+fn convolutions_of_joined_values() {
+    for (channels, kernel, stride) in [(1, 1), (1, 2), (3, 1)]
+        .into_iter()
+        .flat_map(|(kernel, stride)| PAIRS.map(|(channels, _)| (channels, kernel, stride)))
+    {
+        let padding = kernel / 2;
+        let geometry = Geometry { stride, padding };
+        let out = |size: usize| (size + 2 * padding - kernel) / stride + 1;
+        let inputs = [
+            var(&[2, 3, 5, channels[0]], 0.1),
+            var(&[2, 3, 5, channels[1]], 0.5),
+            var(&[kernel, kernel, channels[0] + channels[1], 7], 0.2),
+            var(&[7], 0.3),
+            var(&[2, out(3), out(5), 7], 0.6),
+        ];
+        check(
+            &format!("{kernel}x{kernel} conv2d of {channels:?} onto a residual"),
+            &inputs,
+            |[a, b, weight, bias, residual]| {
+                let x = Joined::new(a.clone(), b.clone())?;
+                conv2d::conv2d(x, Filter { weight, bias }, geometry, Some(residual))
+            },
+            |[a, b, weight, bias, residual]| {
+                let x = Tensor::cat(&[a, b], 3)?;
+                conv2d::conv2d_reference(&x, weight, bias, geometry)? + residual
+            },
+        );
+        let [a, b, weight, bias, _] = inputs;
+        check(
+            &format!("{kernel}x{kernel} conv2d of {channels:?}"),
+            &[a, b, weight, bias],
+            |[a, b, weight, bias]| {
+                let x = Joined::new(a.clone(), b.clone())?;
+                conv2d::conv2d(x, Filter { weight, bias }, geometry, None)
+            },
+            |[a, b, weight, bias]| {
+                let x = Tensor::cat(&[a, b], 3)?;
+                conv2d::conv2d_reference(&x, weight, bias, geometry)
+            },
+        );
+    }
+}
+
+/// No kernel takes f64: the compositions do.
+#[test]
+fn joined_values_of_another_type_go_through_the_compositions() {
+    let single = [
+        var(&[2, 3, 5, 3], 0.1),
+        var(&[2, 3, 5, 5], 0.5),
+        var(&[1, 1, 8, 4], 0.2),
+        var(&[8], 0.3),
+        var(&[4], 0.4),
+    ];
+    let run = |dtype| {
+        let double = single.each_ref().map(|var| var.to_dtype(dtype).unwrap());
+        let tape = Tape::recording(cpu(), Recompute::Nothing);
+        let [a, b, weight, scale, bias] = &double.each_ref().map(|value| tape.input(value));
+        let affine = Affine {
+            weight: scale,
+            bias: scale,
+            scale_shift: None,
+        };
+        let options = group_norm::Options {
+            n_groups: 2,
+            activation: Activation::Silu,
+        };
+        let geometry = Geometry {
+            stride: 1,
+            padding: 0,
+        };
+        let x = Joined::new(a.clone(), b.clone()).unwrap();
+        let norm = group_norm::group_norm(&x, affine, options).unwrap();
+        let filter = Filter { weight, bias };
+        let y = conv2d::conv2d(x, filter, geometry, None).unwrap();
+        let y = conv2d::conv2d(&norm, filter, geometry, Some(&y)).unwrap();
+        let found = y.backward(y.value()).unwrap();
+        let d = [a, b, weight, scale, bias].map(|node| found.of(node).unwrap().clone());
+        d.map(|d| d.to_dtype(DType::F32).unwrap())
+    };
+    for (fast, slow) in run(DType::F32).iter().zip(&run(DType::F64)) {
+        assert_close("gradient", fast, slow);
+    }
+}
+
 #[test]
 fn attention_in_both_orders() {
     for order in [Order::HeadMajor, Order::KindMajor] {
@@ -309,6 +461,19 @@ fn wrong_shapes_are_errors() {
         scale_shift: None,
     };
     assert!(group_norm::group_norm(&x, affine, options).is_err());
+    let pair = |a, b| Joined::new(node(a), node(b));
+    assert!(pair(&[1, 4, 4, 3], &[1, 4, 2, 3]).is_err());
+    let five = pair(&[1, 4, 4, 3], &[1, 4, 4, 2]).unwrap();
+    assert_eq!(five.shape().dims(), [1, 4, 4, 5]);
+    assert!(group_norm::group_norm(&five, affine, options).is_err());
+    for c_in in [2, 3, 4, 6] {
+        let weight = &node(&[1, 1, c_in, 2]);
+        let filter = Filter {
+            weight,
+            bias: &bias,
+        };
+        assert!(conv2d::conv2d(&five, filter, geometry, None).is_err());
+    }
     assert!(elementwise::add(&x, &weight).is_err());
     assert!(elementwise::rows(&node(&[2, 2]), &[2]).is_err());
 }

@@ -8,38 +8,24 @@ const EPS: f64 = 1e-5;
 
 impl GroupNorm {
     /// Mean and reciprocal deviation of an image, `[2, C]`, the same for all channels of a group.
-    pub(super) fn image_moments(&self, x: &[f32], moments: &mut [f32], cpu: Cpu) {
-        let mut partial = vec![0.0; self.n_tiles() * 2 * self.c];
+    pub(super) fn image_moments(&self, x: [&[f32]; 2], moments: &mut [f32], cpu: Cpu) {
+        let c = self.c();
+        let mut partial = vec![0.0; self.n_tiles() * 2 * c];
         let shared = Shared::new(&mut partial);
-        self.for_each_tile(cpu, |tile| {
-            // Differences from one of the tile's positions, then squares about the tile's mean: no
-            // digits are lost to a mean that is large against the deviation.
-            let sums_start = tile.start / self.tile_len() * 2 * self.c;
+        self.for_each_tile(cpu, |positions| {
+            let tile = positions.start / self.tile_positions();
             // SAFETY: each tile has its own sums.
-            let sums = unsafe { shared.tile(sums_start, 2 * self.c) };
-            let (mean, spread) = sums.split_at_mut(self.c);
-            let x = &x[tile];
-            let reciprocal = 1.0 / (x.len() / self.c) as f32;
-            cpu.isa.vectorize(
-                #[inline(always)]
-                || {
-                    let origin = &x[..self.c];
-                    for x in x.chunks_exact(self.c) {
-                        for ((mean, x), origin) in mean.iter_mut().zip(x).zip(origin) {
-                            *mean += x - origin;
-                        }
-                    }
-                    for c in 0..self.c {
-                        mean[c] = origin[c] + mean[c] * reciprocal;
-                    }
-                    for x in x.chunks_exact(self.c) {
-                        for ((spread, x), mean) in spread.iter_mut().zip(x).zip(mean.iter()) {
-                            let difference = x - mean;
-                            *spread += difference * difference;
-                        }
-                    }
-                },
-            );
+            let sums = unsafe { shared.tile(tile * 2 * c, 2 * c) };
+            let (mean, spread) = sums.split_at_mut(c);
+            for source in self.sources() {
+                let x = &x[source.index][source.elements(&positions)];
+                let mean = &mut mean[source.channels.clone()];
+                let spread = &mut spread[source.channels];
+                cpu.isa.vectorize(
+                    #[inline(always)]
+                    || tile_moments(x, mean, spread),
+                );
+            }
         });
         self.combine_tiles(&partial, moments);
     }
@@ -47,21 +33,21 @@ impl GroupNorm {
     /// Combines means and spreads of an image's tiles, in f64 (Chan et al. 1979).
     fn combine_tiles(&self, tiles: &[f32], moments: &mut [f32]) {
         let n = self.n_positions as f64;
-        let per_tile = self.tile_positions();
+        let (n_channels, per_tile) = (self.c(), self.tile_positions());
         let n_in_tile = |tile: usize| per_tile.min(self.n_positions - tile * per_tile) as f64;
-        let mut mean_and_spread = vec![(0.0, 0.0); self.c]; // per channel: mean, sum of squares about it
+        let mut mean_and_spread = vec![(0.0, 0.0); n_channels]; // per channel: mean, sum of squares about it
         for (c, (mean, spread)) in mean_and_spread.iter_mut().enumerate() {
-            let tiles = || tiles.chunks_exact(2 * self.c).enumerate();
+            let tiles = || tiles.chunks_exact(2 * n_channels).enumerate();
             for (i, tile) in tiles() {
                 *mean += f64::from(tile[c]) * n_in_tile(i) / n;
             }
             for (i, tile) in tiles() {
-                *spread += f64::from(tile[self.c + c])
+                *spread += f64::from(tile[n_channels + c])
                     + n_in_tile(i) * (f64::from(tile[c]) - *mean).powi(2);
             }
         }
-        let per_group = self.c / self.n_groups;
-        let (means, rstds) = moments.split_at_mut(self.c);
+        let per_group = n_channels / self.n_groups;
+        let (means, rstds) = moments.split_at_mut(n_channels);
         for (group, channels) in mean_and_spread.chunks_exact(per_group).enumerate() {
             let mean = channels.iter().map(|(mean, _)| mean).sum::<f64>() / per_group as f64;
             let spread: f64 = channels
@@ -71,6 +57,31 @@ impl GroupNorm {
             let variance = (spread / (n * per_group as f64)).max(0.0);
             means[group * per_group..][..per_group].fill(mean as f32);
             rstds[group * per_group..][..per_group].fill((1.0 / (variance + EPS).sqrt()) as f32);
+        }
+    }
+}
+
+/// Per channel the mean of a tile, `[positions, width]`, and the sum of squares about it, in what is 0.
+///
+/// Differences from one of the tile's positions, then squares about the tile's mean: no digits are
+/// lost to a mean that is large against the deviation.
+#[inline(always)]
+fn tile_moments(x: &[f32], mean: &mut [f32], spread: &mut [f32]) {
+    let width = mean.len();
+    let reciprocal = 1.0 / (x.len() / width) as f32;
+    let origin = &x[..width];
+    for x in x.chunks_exact(width) {
+        for ((mean, x), origin) in mean.iter_mut().zip(x).zip(origin) {
+            *mean += x - origin;
+        }
+    }
+    for (mean, origin) in mean.iter_mut().zip(origin) {
+        *mean = origin + *mean * reciprocal;
+    }
+    for x in x.chunks_exact(width) {
+        for ((spread, x), mean) in spread.iter_mut().zip(x).zip(mean.iter()) {
+            let difference = x - mean;
+            *spread += difference * difference;
         }
     }
 }

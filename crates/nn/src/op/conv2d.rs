@@ -1,9 +1,11 @@
 //! 2-D convolution and, as its 1×1 case, the linear layer.
 
-use candle_core::Tensor;
+use std::ops::Range;
+
+use candle_core::{D, Tensor};
 use p2_kernels::conv2d::{Conv2d as Sizes, Groups, Inputs};
 
-use super::{composed, on_kernels, shape_error, with_slices, written};
+use super::{Joined, composed, on_kernels, shape_error, with_slices, written};
 use crate::Result;
 use crate::tape::Node;
 
@@ -28,18 +30,27 @@ pub struct Filter<'a> {
 /// `x * weight + bias`, plus `residual` if there is one.
 ///
 /// # Shapes
-/// - `x`: `[N, H, W, C_in]`
+/// - `x`: `[N, H, W, C_in]`; with a 1×1 kernel two sources are read where they are
 /// - `residual` and what is returned: `[N, H', W', C_out]` with `H' = (H + 2 padding - K) / stride + 1`
 ///
 /// # Errors
 /// If the shapes do not fit.
 pub fn conv2d(
-    x: &Node,
+    x: impl Into<Joined>,
     filter: Filter<'_>,
     geometry: Geometry,
     residual: Option<&Node>,
 ) -> Result<Node> {
     let Filter { weight, bias } = filter;
+    let x = &match x.into() {
+        Joined {
+            first,
+            second: Some(second),
+        } if weight.dims().starts_with(&[1, 1]) => {
+            return sum_of_products([&first, &second], filter, geometry, residual);
+        }
+        x => x.into_node()?,
+    };
     let sizes = sizes(x, filter, geometry)?;
     let y_dims = [sizes.n, sizes.out_h(), sizes.out_w(), sizes.c_out];
     if let Some(residual) = residual
@@ -62,6 +73,42 @@ pub fn conv2d(
             |[x, weight, bias, residual]| conv2d_reference(x, weight, bias, geometry)? + residual,
         ),
     }
+}
+
+/// A 1×1 convolution of two sources: each with its rows of the weights, the second onto the first.
+fn sum_of_products(
+    [first, second]: [&Node; 2],
+    Filter { weight, bias }: Filter<'_>,
+    geometry: Geometry,
+    residual: Option<&Node>,
+) -> Result<Node> {
+    let (_, _, c_in, _) = weight.value().dims4()?;
+    let c_first = first.value().dim(D::Minus1)?.min(c_in);
+    let no_bias = bias.tape().constant(&bias.value().zeros_like()?);
+    let own = Filter {
+        weight: &input_channels(weight, 0..c_first)?,
+        bias,
+    };
+    let y = conv2d(first, own, geometry, residual)?;
+    let own = Filter {
+        weight: &input_channels(weight, c_first..c_in)?,
+        bias: &no_bias,
+    };
+    conv2d(second, own, geometry, Some(&y))
+}
+
+/// The weights of some input channels of a 1×1 convolution: `[1, 1, C_in, C_out]` to `[1, 1, C, C_out]`.
+fn input_channels(weight: &Node, channels: Range<usize>) -> Result<Node> {
+    let c_in = weight.value().dim(2)?;
+    let value = weight.value().narrow(2, channels.start, channels.len())?;
+    let slot = weight.slot();
+    Ok(weight
+        .tape()
+        .record("linear and 1x1", &[weight], value, move |d_y, sums| {
+            let after = c_in - channels.end;
+            let d_weight = d_y.tensor().pad_with_zeros(2, channels.start, after)?;
+            sums.add(slot, d_weight)
+        }))
 }
 
 fn sizes(x: &Node, filter: Filter<'_>, geometry: Geometry) -> Result<Sizes> {

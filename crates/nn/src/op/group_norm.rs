@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Device, Tensor};
 pub use p2_kernels::group_norm::Activation;
 use p2_kernels::group_norm::{Gradients, GroupNorm as Sizes, Inputs};
 
-use super::{composed, on_kernels, shape_error, with_slices, written};
-use crate::tape::Node;
+use super::{Joined, composed, on_kernels, shape_error, with_slices, written};
+use crate::tape::{Node, Saved};
 use crate::{Cpu, Result};
 
 /// How channels are grouped and what follows the norm.
@@ -30,12 +30,20 @@ pub struct Affine<'a> {
     pub scale_shift: Option<&'a Node>,
 }
 
+impl<'a> Affine<'a> {
+    /// All that a norm of `x` depends on.
+    fn inputs(&self, x: &'a Joined) -> Vec<&'a Node> {
+        let params = [self.weight, self.bias].into_iter();
+        x.iter().chain(params).chain(self.scale_shift).collect()
+    }
+}
+
 /// `act((x_hat weight + bias) (1 + scale) + shift)`, `x_hat = (x - mean) / sqrt(variance + 1e-5)`, with
 /// the moments of each image's groups.
 ///
 /// # Shapes
-/// - `x`: `[N, H, W, C]`
-/// - returns: like `x`
+/// - `x`: `[N, H, W, C]`; two sources are read where they are, and a group may have channels of both
+/// - returns: like `x`, as one
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -43,8 +51,9 @@ pub struct Affine<'a> {
 /// # Source
 /// Wu and He 2018, arXiv 1803.08494, eq. 7; with the conditioning of Dhariwal and Nichol 2021,
 /// arXiv 2105.05233, section 3.1 (AdaGN).
-pub fn group_norm(x: &Node, affine: Affine<'_>, options: Options) -> Result<Node> {
-    let (n, h, w, c) = x.value().dims4()?;
+pub fn group_norm(x: impl Into<Joined>, affine: Affine<'_>, options: Options) -> Result<Node> {
+    let x = x.into();
+    let (n, h, w, c) = x.shape().dims4()?;
     let Affine {
         weight,
         bias,
@@ -58,24 +67,26 @@ pub fn group_norm(x: &Node, affine: Affine<'_>, options: Options) -> Result<Node
         && bias.dims() == [c]
         && scale_shift.is_none_or(|node| node.dims() == [n, 2 * c]);
     if !fits {
-        let dims = x.dims();
+        let shape = x.shape();
         return Err(shape_error(format_args!(
-            "group_norm of {dims:?} in {n_groups} groups with {affine:?}"
+            "group_norm of {shape:?} in {n_groups} groups with {affine:?}"
         )));
     }
     let op = Norm {
         sizes: Sizes {
             n,
             n_positions: h * w,
-            c,
+            channels: x.values().channels(),
             n_groups,
             activation: options.activation,
         },
         cpu: x.tape().cpu(),
     };
+    if on_kernels(&affine.inputs(&x)) {
+        return op.recorded(&x, affine);
+    }
+    let x = &x.into_node()?;
     match scale_shift {
-        Some(scale_shift) if on_kernels(&[x, weight, bias, scale_shift]) => op.recorded(x, affine),
-        None if on_kernels(&[x, weight, bias]) => op.recorded(x, affine),
         Some(scale_shift) => composed(
             "group norm",
             [x, weight, bias, scale_shift],
@@ -133,7 +144,7 @@ struct Norm {
 }
 
 impl Norm {
-    fn recorded(self, x: &Node, affine: Affine<'_>) -> Result<Node> {
+    fn recorded(self, x: &Joined, affine: Affine<'_>) -> Result<Node> {
         let Affine {
             weight,
             bias,
@@ -150,37 +161,42 @@ impl Norm {
         let folded = Rc::new(params.fold(self.sizes));
         let (value, moments) = x
             .tape()
-            .forward("group norm", || self.forward(x.value(), &folded))?;
-        let mut inputs = vec![x, weight, bias];
-        inputs.extend(scale_shift);
-        let slots = [x.slot(), weight.slot(), bias.slot()];
+            .forward("group norm", || self.forward(&x.values(), &folded))?;
+        let inputs = affine.inputs(x);
+        let slots = x.map(Node::slot);
+        let [weight, bias] = [weight, bias].map(Node::slot);
         let conditioning = scale_shift.and_then(Node::slot);
-        let (saved, again) = (x.save(), x.save());
+        let (saved, again) = (x.map(Node::save), x.map(Node::save));
         let folded_too = folded.clone();
         let node = x
             .tape()
             .record("group norm", &inputs, value, move |d_y, sums| {
-                let x = saved.get()?;
+                let x = saved.try_map(Saved::get)?;
                 let (d_x, d_folded) = self.backward(&x, &folded, &moments, d_y.tensor())?;
                 let [d_weight, d_bias, d_scale_shift] = params.unfold(self.sizes, &d_folded);
-                let c = self.sizes.c;
+                let (n, c) = (self.sizes.n, d_weight.len());
                 let on_cpu = |values: Vec<f32>, shape: &[usize]| {
-                    candle_core::Tensor::from_vec(values, shape, x.device())
+                    Tensor::from_vec(values, shape, &Device::Cpu)
                 };
-                sums.add(slots[0], d_x)?;
-                sums.add(slots[1], on_cpu(d_weight, &[c])?)?;
-                sums.add(slots[2], on_cpu(d_bias, &[c])?)?;
+                for (slot, d_x) in slots.into_iter().zip(d_x) {
+                    sums.add(slot, d_x)?;
+                }
+                sums.add(weight, on_cpu(d_weight, &[c])?)?;
+                sums.add(bias, on_cpu(d_bias, &[c])?)?;
                 if conditioning.is_some() {
-                    sums.add(conditioning, on_cpu(d_scale_shift, &[self.sizes.n, 2 * c])?)?;
+                    sums.add(conditioning, on_cpu(d_scale_shift, &[n, 2 * c])?)?;
                 }
                 Ok(())
             });
-        Ok(node.with_recipe(move || Ok(self.forward(&again.get()?, &folded_too)?.0)))
+        Ok(node.with_recipe(move || {
+            let x = again.try_map(Saved::get)?;
+            Ok(self.forward(&x, &folded_too)?.0)
+        }))
     }
 
-    fn forward(self, x: &Tensor, folded: &Folded) -> Result<(Tensor, Vec<f32>)> {
+    fn forward(self, x: &Joined<Tensor>, folded: &Folded) -> Result<(Tensor, Vec<f32>)> {
         let mut moments = Vec::new();
-        let y = with_slices([x], |[x_values]| {
+        let y = x.with_slices(|x_values| {
             let inputs = folded.inputs(x_values);
             written(x.shape(), |y| {
                 moments = self.sizes.forward(inputs, y, self.cpu);
@@ -191,25 +207,27 @@ impl Norm {
 
     fn backward(
         self,
-        x: &Tensor,
+        x: &Joined<Tensor>,
         folded: &Folded,
         moments: &[f32],
         d_y: &Tensor,
-    ) -> Result<(Tensor, Folded)> {
+    ) -> Result<(Joined<Tensor>, Folded)> {
         let mut d_folded = Folded {
             scale: vec![0.0; folded.scale.len()],
             shift: vec![0.0; folded.shift.len()],
         };
-        let d_x = with_slices([x, d_y], |[x_values, d_y]| {
-            written(x.shape(), |d_x| {
-                let gradients = Gradients {
-                    d_x,
-                    d_scale: &mut d_folded.scale,
-                    d_shift: &mut d_folded.shift,
-                };
-                let inputs = folded.inputs(x_values);
-                self.sizes
-                    .backward(inputs, moments, d_y, gradients, self.cpu);
+        let d_x = with_slices([d_y], |[d_y]| {
+            x.with_slices(|x_values| {
+                x.written(|d_x| {
+                    let gradients = Gradients {
+                        d_x,
+                        d_scale: &mut d_folded.scale,
+                        d_shift: &mut d_folded.shift,
+                    };
+                    let inputs = folded.inputs(x_values);
+                    self.sizes
+                        .backward(inputs, moments, d_y, gradients, self.cpu);
+                })
             })
         })?;
         Ok((d_x, d_folded))
@@ -223,7 +241,7 @@ struct Folded {
 }
 
 impl Folded {
-    fn inputs<'a>(&'a self, x: &'a [f32]) -> Inputs<'a> {
+    fn inputs<'a>(&'a self, x: [&'a [f32]; 2]) -> Inputs<'a> {
         Inputs {
             x,
             scale: &self.scale,
