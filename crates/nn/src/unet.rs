@@ -23,7 +23,7 @@ pub use low_res::with_low_res;
 
 use crate::Result;
 use crate::layer::{Conv2d, ConvSize, GroupNorm, Start};
-use crate::op::elementwise::concat;
+use crate::op::Joined;
 use crate::op::group_norm::Activation;
 use crate::params::{Builder, Initializer, Params};
 use crate::tape::Node;
@@ -117,10 +117,11 @@ impl UNet {
         };
         let (mut h, mut skips) = (encoded.middle, encoded.skips);
         for block in &self.output_blocks {
-            if let Some(skip) = skips.pop() {
-                h = concat(&h, &skip)?; // [N, H, W, C + C_skip]
-            }
-            h = run(block, h, context)?;
+            let x = match skips.pop() {
+                Some(skip) => Joined::new(h, skip)?, // [N, H, W, C + C_skip]
+                None => h.into(),
+            };
+            h = run(block, x, context)?;
         }
         self.out_conv.forward(&self.out_norm.forward(&h)?)
     }

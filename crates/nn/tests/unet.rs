@@ -306,6 +306,22 @@ fn an_image_has_the_same_gradient_bits_in_any_batch() {
     }
 }
 
+#[test]
+fn what_is_computed_again_has_the_same_gradient_bits() {
+    let unet = UNet::new(tiny(), &mut some_values).unwrap();
+    let gradients = |recompute| {
+        let tape = Tape::recording(cpu(), recompute);
+        let y = on_tape(&unet, &tape, &waves(), &[5.0, 400.0], None);
+        let gradients = y.backward(y.value()).unwrap();
+        let gradients = gradients.into_tensors(unet.params()).unwrap();
+        gradients.iter().map(bits).collect::<Vec<_>>()
+    };
+    let kept = gradients(Recompute::Nothing);
+    for recompute in [Recompute::Norms, Recompute::Blocks] {
+        assert_eq!(kept, gradients(recompute), "{recompute:?}");
+    }
+}
+
 #[derive(Debug)]
 struct DropAll;
 

@@ -114,24 +114,16 @@ pub fn concat(a: &Node, b: &Node) -> Result<Node> {
             Tensor::cat(&[a, b], D::Minus1)
         });
     }
-    let cpu = a.tape().cpu();
-    let channels = [c_a, c_b];
-    let joined = move |a: &Tensor, b: &Tensor| {
-        let mut dims = a.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = c_a + c_b;
-        }
-        with_slices([a, b], |[a, b]| {
-            written(dims, |y| kernel::concat(a, b, channels, y, cpu))
+    let (cpu, channels) = (a.tape().cpu(), [c_a, c_b]);
+    let shape = [rest_a, &[c_a + c_b]].concat();
+    let value = a.tape().forward("elementwise", || {
+        with_slices([a.value(), b.value()], |[a, b]| {
+            written(shape, |y| kernel::concat(a, b, channels, y, cpu))
         })
-    };
-    let value = a
-        .tape()
-        .forward("elementwise", || joined(a.value(), b.value()))?;
+    })?;
     let (slot_a, slot_b) = (a.slot(), b.slot());
     let (dims_a, dims_b) = (a.dims().to_vec(), b.dims().to_vec());
-    let node = a
-        .tape()
+    Ok(a.tape()
         .record("elementwise", &[a, b], value, move |d_y, sums| {
             let mut d_b = Ok(());
             let d_a = with_slices([d_y.tensor()], |[d_y]| {
@@ -142,9 +134,7 @@ pub fn concat(a: &Node, b: &Node) -> Result<Node> {
             })?;
             d_b?;
             sums.add(slot_a, d_a)
-        });
-    let (saved_a, saved_b) = (a.save(), b.save());
-    Ok(node.with_recipe(move || joined(&saved_a.get()?, &saved_b.get()?)))
+        }))
 }
 
 fn split_last(x: &Node) -> (&[usize], usize) {

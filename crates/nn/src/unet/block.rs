@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::config::{TimeConditioning, UNetConfig};
 use crate::Result;
 use crate::layer::{Conv2d, ConvSize, GroupNorm, Linear, Start};
+use crate::op::Joined;
 use crate::op::attention::{self, attention};
 use crate::op::elementwise::{add_per_image, mask};
 use crate::op::group_norm::Activation;
@@ -114,12 +115,12 @@ impl ResBlock {
         })
     }
 
-    /// `[N, H, W, C_in]` to `[N, H', W', C_out]`.
+    /// `[N, H, W, C_in]` to `[N, H', W', C_out]`; two sources are read where they are.
     ///
     /// - `embedding`: SiLU of the embedding of noise level and class, `[N, E]`
     pub(crate) fn forward(
         &self,
-        x: &Node,
+        x: &Joined,
         embedding: &Node,
         dropout: Option<&dyn Dropout>,
     ) -> Result<Node> {
@@ -134,10 +135,10 @@ impl ResBlock {
             Some(dropout) if self.drops => self.drop(&h, dropout)?,
             _ => h,
         };
-        let x = self.resampling.apply(x)?;
+        let x = x.try_map(|x| self.resampling.apply(x))?;
         let x = match &self.skip {
-            None => x,
-            Some(skip) => skip.forward(&x)?,
+            None => x.into_node()?,
+            Some(skip) => skip.forward(x)?,
         };
         self.out_conv.forward_onto(&h, &x)
     }

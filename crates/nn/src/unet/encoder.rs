@@ -9,6 +9,7 @@ use super::block::{
 };
 use super::config::{Resample, UNetConfig};
 use crate::layer::{Conv2d, ConvSize, Linear, Start};
+use crate::op::Joined;
 use crate::op::elementwise::{add, rows, silu};
 use crate::params::{Builder, Init, Kind};
 use crate::tape::{Node, Tape, checkpoint};
@@ -102,10 +103,10 @@ impl Encoder {
         let mut h = x_t.clone(); // [N, H, W, C_in]
         let mut skips = Vec::with_capacity(self.input_blocks.len());
         for block in &self.input_blocks {
-            h = run(block, h, context)?;
+            h = run(block, h.into(), context)?;
             skips.push(h.clone());
         }
-        let middle = run(&self.middle_block, h, context)?;
+        let middle = run(&self.middle_block, h.into(), context)?;
         Ok(Encoded {
             skips,
             middle,
@@ -171,26 +172,42 @@ pub(super) struct Context<'a> {
 }
 
 /// The layers of a stage, one after the other.
-pub(super) fn run(layers: &[Layer], x: Node, context: Context<'_>) -> Result<Node> {
+pub(super) fn run(layers: &[Layer], x: Joined, context: Context<'_>) -> Result<Node> {
     let mut h = x;
     for layer in layers {
-        h = match layer {
-            Layer::Conv(conv) => conv.forward(&h)?,
-            Layer::ResBlock(block) => {
-                let (block, dropout) = (block.clone(), context.dropout.cloned());
-                checkpoint([&h, context.embedding], move |[h, embedding]| {
-                    block.forward(h, embedding, dropout.as_deref())
-                })?
-            }
-            Layer::Attention(block) => {
-                let block = block.clone();
-                checkpoint([&h], move |[h]| block.forward(h))?
-            }
-            Layer::Downsample(layer) => layer.forward(&h)?,
-            Layer::Upsample(layer) => layer.forward(&h)?,
-        };
+        h = layer.forward(h, context)?.into();
     }
-    Ok(h)
+    h.into_node()
+}
+
+impl Layer {
+    /// `[N, H, W, C]` to `[N, H', W', C']`.
+    fn forward(&self, x: Joined, context: Context<'_>) -> Result<Node> {
+        match self {
+            Self::Conv(conv) => conv.forward(x),
+            Self::ResBlock(block) => run_res_block(block.clone(), &x, context),
+            Self::Attention(block) => {
+                let block = block.clone();
+                checkpoint([&x.into_node()?], move |[x]| block.forward(x))
+            }
+            Self::Downsample(layer) => layer.forward(&x.into_node()?),
+            Self::Upsample(layer) => layer.forward(&x.into_node()?),
+        }
+    }
+}
+
+/// A residual block as a checkpoint, of all that it reads.
+fn run_res_block(block: Rc<ResBlock>, x: &Joined, context: Context<'_>) -> Result<Node> {
+    let (embedding, dropout) = (context.embedding, context.dropout.cloned());
+    match (&x.first, &x.second) {
+        (x, None) => checkpoint([x, embedding], move |[x, embedding]| {
+            block.forward(&x.into(), embedding, dropout.as_deref())
+        }),
+        (h, Some(skip)) => checkpoint([h, skip, embedding], move |[h, skip, embedding]| {
+            let x = Joined::new(h.clone(), skip.clone())?;
+            block.forward(&x, embedding, dropout.as_deref())
+        }),
+    }
 }
 
 pub(super) fn res_block(
