@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use p2_nn::{Gradients as Found, Params, adamw};
+use rayon::prelude::*;
 
 use super::values;
 use crate::config::section::Optim;
@@ -53,9 +54,10 @@ impl Gradients {
         files: &[Arc<str>],
         step: u64,
     ) -> anyhow::Result<f64> {
+        let norms: Vec<_> = self.sums.par_iter().map(square_norm).collect();
         let mut sum = 0.0;
-        for (param, gradient) in self.params.iter().zip(&self.sums) {
-            let norm = fault::number("train.gradient", square_norm(gradient)?);
+        for (param, norm) in self.params.iter().zip(norms) {
+            let norm = fault::number("train.gradient", norm?);
             if !norm.is_finite() {
                 let images: Vec<String> = t
                     .iter()
