@@ -37,7 +37,7 @@ pub use guidance::{
 };
 pub use level::NoiseLevel;
 pub use log_density::{LogDensities, log_densities};
-pub use loss::{LossTerms, Objective};
+pub use loss::{ImageBound, ImageLoss, ImageMeans, ImageTerm, LossPlan, LossTerms, Objective};
 pub use loss_type::LossType;
 pub use prediction::Prediction;
 pub use respacing::{Levels, space_timesteps};

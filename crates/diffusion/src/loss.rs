@@ -1,6 +1,10 @@
 //! The training loss: prediction, target and weight become one number per image.
 
+mod plan;
+
 use candle_core::Tensor;
+
+pub use plan::{ImageBound, ImageLoss, ImageMeans, ImageTerm, LossPlan};
 
 use crate::per_image;
 use crate::variance::StepVariance;
@@ -221,34 +225,46 @@ impl Objective {
         let error = (predicted - target)?; // [N, .., C]
         let squared = error.sqr()?;
         let mse = per_image::mean(&squared)?; // [N]
+        let vb = match (self.loss_type.is_bound(), &mix) {
+            (true, mix) => Some(self.vb((&error, &squared), x0, mix.as_ref(), t)?), // [N]
+            (false, Some(_)) => {
+                let detached = (&error.detach(), &squared.detach());
+                Some(self.vb(detached, x0, mix.as_ref(), t)?)
+            }
+            (false, None) => None,
+        };
+        self.terms(mse, vb, self.image_weights(t)?, t)
+    }
+
+    /// All terms `[N]` by the error of the prediction and the variational term, if there is one.
+    fn terms(
+        &self,
+        mse: Tensor,
+        vb: Option<Tensor>,
+        weights: ImageWeights,
+        t: &[u32],
+    ) -> Result<LossTerms> {
         let levels = self.levels(t);
         let rates = levels
             .map(|level| self.prediction.exchange_rate(level))
             .collect();
         let mse_eps = per_image::scale(&mse.detach(), rates)?;
-        if self.loss_type.is_bound() {
-            let vb = self.vb((&error, &squared), x0, mix.as_ref(), t)?; // [N]
-            return Ok(LossTerms {
-                mse,
-                mse_eps,
-                weighted: vb.clone(),
-                vb: Some(vb),
-            });
-        }
-        let ImageWeights { factor, penalty } = self.image_weights(t)?;
-        let mut weighted = per_image::scale(&mse, factor)?; // [N]
-        let detached = (&error.detach(), &squared.detach());
-        let vb = mix.map(|mix| self.vb(detached, x0, Some(&mix), t));
-        let vb = vb.transpose()?;
-        if let Some(vb) = &vb {
-            weighted = (weighted + vb)?;
-        }
-        if let Some(penalty) = penalty {
-            weighted = (per_image::column(penalty, &mse)? + weighted)?;
-        }
+        let weighted = match (&vb, weights) {
+            (Some(vb), _) if self.loss_type.is_bound() => vb.clone(),
+            (vb, ImageWeights { factor, penalty }) => {
+                let mut weighted = per_image::scale(&mse, factor)?; // [N]
+                if let Some(vb) = vb {
+                    weighted = (weighted + vb)?;
+                }
+                if let Some(penalty) = penalty {
+                    weighted = (per_image::column(penalty, &mse)? + weighted)?;
+                }
+                weighted
+            }
+        };
         Ok(LossTerms {
-            mse_eps,
             mse,
+            mse_eps,
             vb,
             weighted,
         })
@@ -321,8 +337,11 @@ impl Objective {
         t.iter().map(|&t| self.schedule.noise_level(t as usize))
     }
 
-    /// The weight on each image's error, as it stands.
+    /// The weight on each image's error, as it stands: 0 where the variational bound is minimized.
     fn image_weights(&self, t: &[u32]) -> Result<ImageWeights> {
+        if self.loss_type.is_bound() {
+            return Ok(ImageWeights::none(t.len()));
+        }
         let start = per_image::gather(&self.weight_target, t, |weight| weight);
         let stateful = match &self.learning {
             Learning::No => {
@@ -353,9 +372,19 @@ impl Objective {
 }
 
 /// Numbers of each image, `[N]`.
+#[derive(Debug)]
 struct ImageWeights {
     /// On the squared error of the prediction.
     factor: Vec<f64>,
     /// Added to the loss.
     penalty: Option<Vec<f64>>,
+}
+
+impl ImageWeights {
+    fn none(n_images: usize) -> Self {
+        Self {
+            factor: vec![0.0; n_images],
+            penalty: None,
+        }
+    }
 }

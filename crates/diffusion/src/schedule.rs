@@ -213,14 +213,16 @@ impl NoiseSchedule {
     /// Logarithm of the large reverse variance: beta, where entry 0 is the posterior variance of t = 1.
     #[must_use]
     pub fn large_log_variance(&self) -> Vec<f64> {
-        let mut large: Vec<f64> = self.beta.iter().map(|beta| beta.ln()).collect();
-        if let (Some(first), Some(clipped)) = (
-            large.first_mut(),
-            self.posterior_log_variance_clipped.first(),
-        ) {
-            *first = *clipped;
+        (0..self.n_timesteps())
+            .map(|t| self.large_log_variance_at(t))
+            .collect()
+    }
+
+    pub(crate) fn large_log_variance_at(&self, t: usize) -> f64 {
+        match t {
+            0 => self.posterior_log_variance_clipped[0],
+            _ => self.beta[t].ln(),
         }
-        large
     }
 
     /// What L_simple multiplies each term of the variational bound by, `(1 - beta) (1 - alpha_bar) / beta`.

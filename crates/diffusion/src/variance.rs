@@ -75,6 +75,30 @@ impl Variance {
     }
 }
 
+/// `slope (said + shift)`, where `said` is what the network says of the variance, or 0 if nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct LogRatio {
+    pub(crate) slope: f64,
+    pub(crate) shift: f64,
+}
+
+impl Variance {
+    /// `ln(posterior variance / this variance)` at a checked timestep.
+    ///
+    /// Its own formula, because the difference of the logarithms would lose the digits in which they differ.
+    pub(crate) fn log_ratio(self, schedule: &NoiseSchedule, t: usize) -> LogRatio {
+        let posterior = schedule.posterior_log_variance_clipped()[t];
+        let (slope, shift) = match self {
+            Self::FixedSmall => (1.0, 0.0),
+            Self::FixedLarge => (1.0, posterior - schedule.large_log_variance_at(t)),
+            // -1 is the posterior variance and 1 is beta; values beyond are not clamped.
+            Self::LearnedRange => (0.5 * (posterior - schedule.beta()[t].ln()), 1.0),
+            Self::Learned => (-1.0, -posterior),
+        };
+        LogRatio { slope, shift }
+    }
+}
+
 /// The variance of a model's steps from images at known noise levels.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepVariance<'a> {
@@ -90,33 +114,25 @@ impl<'a> StepVariance<'a> {
     }
 
     /// `ln(posterior variance / this variance)` at checked timesteps: like `x` if learned, else `[N, 1, .., 1]`.
-    ///
-    /// Its own formula, because the difference of the logarithms would lose the digits in which they differ.
     pub(crate) fn log_ratio(
         &self,
         schedule: &NoiseSchedule,
         x: &Tensor,
         t: &[u32],
     ) -> Result<Tensor> {
-        let posterior = schedule.posterior_log_variance_clipped();
-        let per_timestep = |f: &dyn Fn(usize) -> f64| t.iter().map(|&t| f(t as usize)).collect();
-        match self.kind {
-            Variance::FixedSmall => per_image::column(per_timestep(&|_| 0.0), x),
-            Variance::FixedLarge => {
-                let large = schedule.large_log_variance();
-                per_image::column(per_timestep(&|t| posterior[t] - large[t]), x)
-            }
-            // -1 is the posterior variance and 1 is beta; values beyond are not clamped.
-            Variance::LearnedRange => {
-                let slope = |t: usize| 0.5 * (posterior[t] - schedule.beta()[t].ln());
-                let above_posterior = self.learned(x)?.affine(1.0, 1.0)?;
-                per_image::scale(&above_posterior, per_timestep(&slope))
-            }
-            Variance::Learned => {
-                let posterior = per_image::column(per_timestep(&|t| posterior[t]), x)?;
-                Ok(posterior.broadcast_sub(self.learned(x)?)?)
-            }
+        let ratios: Vec<_> = t
+            .iter()
+            .map(|&t| self.kind.log_ratio(schedule, t as usize))
+            .collect();
+        if !self.kind.is_learned() {
+            let ratios = ratios.iter().map(|ratio| ratio.slope * ratio.shift);
+            return per_image::column(ratios.collect(), x);
         }
+        let said = self.learned(x)?;
+        let shift = ratios.iter().map(|ratio| ratio.shift).collect();
+        let shifted = said.broadcast_add(&per_image::column(shift, x)?)?;
+        let slope = ratios.iter().map(|ratio| ratio.slope).collect();
+        per_image::scale(&shifted, slope)
     }
 
     /// The logarithm of this variance at checked timesteps: like `x` if learned, else `[N, 1, .., 1]`.

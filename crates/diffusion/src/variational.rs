@@ -137,14 +137,10 @@ fn inverse_order(a: &[u32], b: &[u32], device: &Device) -> Result<Tensor> {
 /// `d^2` is a factor per image times the squared error of the prediction, and x_t is not needed.
 fn divergence(schedule: &NoiseSchedule, guess: &Guess<'_>, t: &[u32]) -> Result<Tensor> {
     let r = guess.variance.log_ratio(schedule, guess.squared, t)?; // [N, ..] or [N, 1, .., 1]
-    let log_variance = schedule.posterior_log_variance_clipped();
-    let distance_factor = t.iter().map(|&t| {
-        let t = t as usize;
-        let level = schedule.noise_level(t);
-        let per_error = schedule.posterior_mean_x0()[t] * guess.prediction.x0_error_factor(level);
-        per_error.powi(2) / log_variance[t].exp()
-    });
-    let distance = per_image::scale(guess.squared, distance_factor.collect())?; // [N, ..]
+    let factors = t
+        .iter()
+        .map(|&t| distance_factor(schedule, guess.prediction, t as usize));
+    let distance = per_image::scale(guess.squared, factors.collect())?; // [N, ..]
     let ratio = r.exp()?;
     // The 1 is subtracted before the mean: a mean of numbers near 1 would lose the digits that differ.
     let of_variances = (&ratio - r)?.affine(1.0, -1.0)?;
@@ -152,6 +148,14 @@ fn divergence(schedule: &NoiseSchedule, guess: &Guess<'_>, t: &[u32]) -> Result<
         .broadcast_mul(&ratio)?
         .broadcast_add(&of_variances)?; // [N, ..]
     Ok(per_image::mean(&terms)?.affine(0.5 / LN_2, 0.0)?) // [N]
+}
+
+/// The squared distance of the model's mean from the posterior's, in variances of the posterior, per squared error of
+/// the prediction.
+pub(crate) fn distance_factor(schedule: &NoiseSchedule, prediction: Prediction, t: usize) -> f64 {
+    let x0_error = prediction.x0_error_factor(schedule.noise_level(t));
+    let log_variance = schedule.posterior_log_variance_clipped()[t];
+    (schedule.posterior_mean_x0()[t] * x0_error).powi(2) / log_variance.exp()
 }
 
 /// Negative log-likelihood of the pixels of the rows that are at t = 0, in bits per dimension, `[n]`.

@@ -14,6 +14,7 @@ mod gather;
 mod gemm;
 pub mod group_norm;
 mod lanes;
+pub mod loss;
 pub mod memory;
 mod panels;
 pub mod process;

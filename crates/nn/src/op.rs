@@ -7,6 +7,7 @@ pub mod conv2d;
 pub mod elementwise;
 pub mod group_norm;
 mod joined;
+pub mod loss;
 pub mod resample;
 
 use candle_core::{CpuStorage, Layout, Tensor, Var};

@@ -8,6 +8,7 @@ mod held_out;
 mod learning_rate;
 mod levels;
 mod linear_denoiser;
+mod loss;
 mod noise;
 mod observer;
 mod opened;
@@ -35,7 +36,8 @@ use gradients::{Gradients, adamw_step, check_loss};
 pub use held_out::StageErrors;
 use levels::LevelDraws;
 pub use linear_denoiser::LinearDenoiser;
-use noise::{Images, Noise};
+use loss::loss_and_gradient;
+use noise::Noise;
 use observer::Observer;
 pub use run::{Outcome, Setup, train};
 pub use trace::{TracedRun, TracedStep};
@@ -147,12 +149,15 @@ impl Trainer {
         for first in (0..n).step_by(self.run.train.micro_batch_size) {
             let n_part = self.run.train.micro_batch_size.min(n - first);
             let noise = self.noise(batch.first_image_idx + first as u64, n_part)?;
-            let Images { x0, x_t } = noise.add_to(batch.pixels_of(first, n_part), schedule)?;
+            let images = noise.add_to(batch.pixels_of(first, n_part), schedule)?;
             let times = self.levels.times(&noise.t);
-            let low_res = self.low_res(&x0, batch.first_image_idx + first as u64)?;
-            let output = self.record(batch, first, (&x_t, low_res.as_ref()), &times)?;
-            let leaf = output.leaf()?;
-            let loss = self.objective.loss(&leaf, &x0, &noise.eps, &noise.t)?;
+            let low_res = self.low_res(&images.x0, batch.first_image_idx + first as u64)?;
+            let output = self.record(batch, first, (&images.x_t, low_res.as_ref()), &times)?;
+            let importance = self.levels.importance(&noise.t)?;
+            // Each image counts the same, however many share its micro-batch.
+            let d_weighted = shares(n, n_part, importance.as_deref());
+            let (loss, d_output) =
+                loss_and_gradient(&self.objective, &output, &images, &noise, &d_weighted)?;
             let files = &batch.files[first..first + n_part];
             let levels = (noise.t.as_slice(), times.as_slice());
             check_loss(
@@ -162,10 +167,7 @@ impl Trainer {
                 files,
                 self.clock.step + 1,
             )?;
-            let importance = self.levels.importance(&noise.t)?;
-            // Each image counts the same, however many share its micro-batch.
-            let mean = (sum(&loss.weighted, importance.as_deref())? / n as f64)?;
-            gradients.add(output.backward_from(&leaf, &mean)?)?;
+            gradients.add(output.backward(&d_output)?)?;
             let profile = output.tape().profile();
             profile.iter().for_each(|&op| self.profile.add(op));
             report.extend(&loss, noise.t, importance)?;
@@ -321,13 +323,13 @@ fn learning_objective(run: &Run, cpu: Cpu) -> anyhow::Result<Objective> {
     Ok(objective.with_stateful(Box::new(learned)))
 }
 
-/// The sum over images, `[N]` to `[]`, each multiplied by a factor if there are factors.
-fn sum(losses: &Tensor, factors: Option<&[f64]>) -> anyhow::Result<Tensor> {
-    let Some(factors) = factors else {
-        return Ok(losses.sum_all()?);
-    };
-    let factors = Tensor::from_slice(factors, losses.shape(), losses.device())?;
-    Ok((losses * factors.to_dtype(losses.dtype())?)?.sum_all()?)
+/// What the weighted losses of a micro-batch, `[N]`, are multiplied by to give its part of the mean over n images.
+fn shares(n: usize, n_part: usize, importance: Option<&[f64]>) -> Vec<f64> {
+    let share = 1.0 / n as f64;
+    match importance {
+        Some(importance) => importance.iter().map(|factor| factor * share).collect(),
+        None => vec![share; n_part],
+    }
 }
 
 /// The numbers of a `[N]` tensor.
