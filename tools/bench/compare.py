@@ -73,6 +73,21 @@ def finalists(workload, screened):
     return {label: variant for label, variant in rivals.items() if variant is not None}
 
 
+def pairs_of(rivals):
+    """Precisions of p2, labels and variants of PyTorch: f32 with all, bf16 with a rival in bf16."""
+    pairs = [("f32", label, rival) for label, rival in rivals.items()]
+    halves = [(label, rival) for label, rival in rivals.items() if rival.precision == "bf16"]
+    return pairs + [("bf16", label, rival) for label, rival in halves]
+
+
+def merged(all_measured):
+    """Those of one name as one."""
+    rows = {}
+    for each in all_measured:
+        rows.setdefault(each.name, Measured(each.name)).join(each)
+    return list(rows.values())
+
+
 def compare(name, runner, effort):
     """Screens, interleaves, prints, and returns everything as JSON."""
     workload = WORKLOADS[name]
@@ -82,26 +97,25 @@ def compare(name, runner, effort):
     if not rivals:
         raise SystemExit(f"{name}: no variant of PyTorch runs")
     steps = effort.steps or workload.steps
-    # One p2 per rival, so that each is compared with the p2 that ran just before it.
-    measured = {rival: (Measured("p2"), Measured(rival.name)) for rival in rivals.values()}
+    pairs = pairs_of(rivals)
+    # Each with the p2 that ran just before it.
+    measured = [(Measured(f"p2, {precision}"), Measured(rival.name)) for precision, _, rival in pairs]
     for round_ in range(effort.rounds):
-        for rival, (ours, theirs) in measured.items():
-            tell(f"  round {round_ + 1} of {effort.rounds}: p2, then {rival.name}")
-            ours.add(runner.run_p2(workload, steps, effort.ddim_steps))
+        for (precision, _, rival), (ours, theirs) in zip(pairs, measured):
+            tell(f"  round {round_ + 1} of {effort.rounds}: p2 in {precision}, then {rival.name}")
+            ours.add(runner.run_p2(workload, steps, effort.ddim_steps, precision))
             theirs.add(runner.run_torch(workload, rival, steps, effort.ddim_steps))
-    all_of_p2 = Measured("p2")
-    for ours, _ in measured.values():
-        all_of_p2.rounds += ours.rounds
-        all_of_p2.gemm_peaks += ours.gemm_peaks
-        all_of_p2.peak_memory_bytes = max(all_of_p2.peak_memory_bytes, ours.peak_memory_bytes)
-        all_of_p2.info |= ours.info
-    ratios = {label: ratio(*measured[rival]) for label, rival in rivals.items()}
-    rows = [all_of_p2, *(theirs for _, theirs in measured.values())]
+    rows = merged([ours for ours, _ in measured]) + merged([theirs for _, theirs in measured])
+    ratios = {
+        f"{label}, p2 in {precision}": ratio(*pair)
+        for (precision, label, _), pair in zip(pairs, measured)
+    }
     print(f"\n{name}: {'32 images by DDIM' if workload.is_sampling else 'full training step'}")
     print(table(rows, workload.batch_size))
     for label, found in ratios.items():
         print(ratio_line(label, found))
-    low, high = min(all_of_p2.gemm_peaks), max(all_of_p2.gemm_peaks)
+    peaks = [peak for ours, _ in measured for peak in ours.gemm_peaks]
+    low, high = min(peaks), max(peaks)
     print(f"GEMM peak of the machine over the rounds: {low:.0f} to {high:.0f} Gflop/s", flush=True)
     return {
         "preset": workload.preset,

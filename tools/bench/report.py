@@ -23,6 +23,12 @@ class Measured:
         known = ("train_share_of_gemm_peak", "multiply_adds_per_image", "ops")
         self.info |= {key: result[key] for key in known if key in result}
 
+    def join(self, other):
+        self.rounds += other.rounds
+        self.gemm_peaks += other.gemm_peaks
+        self.peak_memory_bytes = max(self.peak_memory_bytes, other.peak_memory_bytes)
+        self.info |= other.info
+
     @property
     def seconds(self):
         return [value for round_ in self.rounds for value in round_]

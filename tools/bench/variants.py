@@ -95,10 +95,10 @@ class Runner:
     scratch: Path
     timeout: float
 
-    def run_p2(self, workload, steps, ddim_steps=None):
+    def run_p2(self, workload, steps, ddim_steps=None, precision="f32"):
         command = [str(self.p2), "bench", "--quiet", "--json", "--preset", workload.preset]
         command += ["--batch-size", str(workload.batch_size), "--threads", str(self.threads)]
-        command += ["--steps", str(steps)]
+        command += ["--steps", str(steps), "--set", f"train.precision={precision}"]
         if workload.dropout is not None:
             command += ["--set", f"model.dropout={workload.dropout}"]
         if workload.is_sampling:
