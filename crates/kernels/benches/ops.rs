@@ -129,15 +129,19 @@ fn attention(c: &mut Criterion) {
         };
         let mut y = fill(BATCH * side * side * attention.channels());
         let qkv = fill(3 * y.len());
-        let mut group = c.benchmark_group(format!("attention {side}x{side}, 4 heads of 32"));
-        group.bench_function("forward", |b| {
-            b.iter(|| attention.forward(&qkv, &mut y, cpu()));
-        });
         let mut d_qkv = qkv.clone();
-        group.bench_function("backward", |b| {
-            b.iter(|| attention.backward(&qkv, &y, &mut d_qkv, cpu()));
-        });
-        group.finish();
+        for precision in [Precision::F32, Precision::Bf16] {
+            let cpu = Cpu { precision, ..cpu() };
+            let name = format!("attention {side}x{side}, 4 heads of 32, {precision:?}");
+            let mut group = c.benchmark_group(name);
+            group.bench_function("forward", |b| {
+                b.iter(|| attention.forward(&qkv, &mut y, cpu));
+            });
+            group.bench_function("backward", |b| {
+                b.iter(|| attention.backward(&qkv, &y, &mut d_qkv, cpu));
+            });
+            group.finish();
+        }
     }
 }
 

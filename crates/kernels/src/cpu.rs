@@ -62,8 +62,8 @@ pub enum Precision {
     F32,
     /// f32, every sum one chain of multiply-adds.
     Exact,
-    /// As `F32`, but linear layers multiply inputs rounded to bf16, and so do convolutions on tile
-    /// registers.
+    /// As `F32`, but linear layers and attention multiply numbers rounded to bf16, and so do
+    /// convolutions on tile registers.
     Bf16,
 }
 

@@ -4,7 +4,11 @@ mod comparison;
 
 use comparison::{assert_close, assert_same_bits, cpus, fill};
 use p2_kernels::attention::{Attention, Order};
-use p2_kernels::reference;
+use p2_kernels::{Cpu, Precision, reference};
+
+/// A number rounded to bf16 is off by 1/512 of it at most, and a product of two by twice that; a
+/// gradient is a product after others. Errors seen here are up to 6e-3.
+const BF16_TOLERANCE: f64 = 1e-2;
 
 fn attentions() -> impl Iterator<Item = Attention> {
     let sizes = [
@@ -19,6 +23,10 @@ fn attentions() -> impl Iterator<Item = Attention> {
         (2, 17, 1, 31),
         (1, 31, 2, 3),
         (1, 97, 1, 16), // one query more than a block
+        (1, 32, 1, 32), // one block on tile registers
+        (2, 100, 1, 33),
+        (1, 256, 2, 32),
+        (1, 65, 1, 64),
     ];
     sizes
         .into_iter()
@@ -39,6 +47,16 @@ fn qkv(attention: &Attention) -> Vec<f32> {
     fill(len, 1).iter().map(|x| 2.0 * x).collect()
 }
 
+/// The output and the gradient of the input, on the same random numbers every time.
+fn run(attention: &Attention, cpu: Cpu) -> [Vec<f32>; 2] {
+    let qkv = qkv(attention);
+    let d_y = fill(qkv.len() / 3, 2);
+    let [mut y, mut d_qkv] = [d_y.len(), qkv.len()].map(|len| vec![f32::NAN; len]);
+    attention.forward(&qkv, &mut y, cpu);
+    attention.backward(&qkv, &d_y, &mut d_qkv, cpu);
+    [y, d_qkv]
+}
+
 #[test]
 fn attention_and_its_gradient() {
     for attention in attentions() {
@@ -46,19 +64,50 @@ fn attention_and_its_gradient() {
         let y_slow = reference::attention(&attention, &qkv);
         let d_y = fill(y_slow.len(), 2);
         let d_qkv_slow = reference::attention_backward(&attention, &qkv, &d_y);
-        let mut all = vec![];
-        for cpu in cpus() {
-            let what = |part: &str| format!("{part} of {attention:?} on {cpu:?}");
-            let mut y = vec![f32::NAN; y_slow.len()];
-            attention.forward(&qkv, &mut y, cpu);
-            assert_close(&what("y"), &y, &y_slow, 1e-5);
-            let mut d_qkv = vec![f32::NAN; qkv.len()];
-            attention.backward(&qkv, &d_y, &mut d_qkv, cpu);
-            assert_close(&what("d_qkv"), &d_qkv, &d_qkv_slow, 1e-5);
-            all.push((cpu, [y, d_qkv].concat()));
+        for (precision, tolerance) in [
+            (Precision::F32, 1e-5),
+            (Precision::Exact, 1e-5),
+            (Precision::Bf16, BF16_TOLERANCE),
+        ] {
+            let mut all = vec![];
+            for cpu in cpus() {
+                let cpu = Cpu { precision, ..cpu };
+                let what = |part: &str| format!("{part} of {attention:?} on {cpu:?}");
+                let [y, d_qkv] = run(&attention, cpu);
+                assert_close(&what("y"), &y, &y_slow, tolerance);
+                assert_close(&what("d_qkv"), &d_qkv, &d_qkv_slow, tolerance);
+                all.push((cpu, [y, d_qkv].concat()));
+            }
+            assert_same_bits(&format!("{attention:?} in {precision:?}"), &all);
         }
-        assert_same_bits(&format!("{attention:?}"), &all);
     }
+}
+
+/// Rounded numbers differ from others by their last digits, but not from each other: only where a
+/// sum in another order rounds to another side.
+#[test]
+fn bf16_means_the_same_on_all_instruction_sets() {
+    for attention in attentions().filter(|attention| attention.n > 0) {
+        let results = |precision| {
+            cpus()
+                .into_iter()
+                .map(move |cpu| run(&attention, Cpu { precision, ..cpu }).concat())
+        };
+        let rounded: Vec<_> = results(Precision::Bf16).collect();
+        for (rounded, f32) in rounded.iter().zip(results(Precision::F32)) {
+            assert!(distance(rounded, &f32) > 1e-3, "{attention:?}");
+        }
+        for other in &rounded[1..] {
+            let distance = distance(&rounded[0], other);
+            assert!(distance < 1e-3, "{attention:?}: {distance}");
+        }
+    }
+}
+
+/// The largest difference.
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, f32::max)
 }
 
 #[test]
@@ -66,7 +115,11 @@ fn an_image_has_the_same_attention_in_any_batch() {
     for alone in attentions().filter(|attention| attention.n > 0) {
         let qkv = qkv(&Attention { n: 16, ..alone });
         let len = alone.n_positions * alone.channels();
-        for cpu in cpus() {
+        let precisions = [Precision::F32, Precision::Bf16];
+        let cpus = cpus()
+            .into_iter()
+            .flat_map(|cpu| precisions.map(|precision| Cpu { precision, ..cpu }));
+        for cpu in cpus {
             let forward = |first: usize, n: usize| {
                 let mut y = vec![f32::NAN; n * len];
                 let qkv = &qkv[first * 3 * len..][..n * 3 * len];

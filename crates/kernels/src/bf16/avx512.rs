@@ -22,7 +22,7 @@ pub(crate) struct Bf16(());
 pub(crate) struct Pairs<const W: usize> {
     data: Scratch,
     n_pairs: usize,
-    n: usize,
+    pub(crate) n: usize,
     strip_stride: usize,
 }
 
