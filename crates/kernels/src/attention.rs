@@ -3,13 +3,21 @@
 //! Queries, keys and values come interleaved in one tensor, as the projection before wrote them.
 
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx::Amx;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::Precision;
 use crate::cpu::{Cpu, Shared};
 use crate::gather::{prefetch_line, prefetch_to_write};
 use crate::scratch::LINE;
 use rows::HeadInRows;
+#[cfg(target_arch = "x86_64")]
+use tiles::HeadOnTiles;
 
 /// Sizes of the operation and the layout of its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +64,10 @@ impl Attention {
                 self.head(qkv, task + 1).prefetch(0..3, positions.clone());
                 y.prefetch(0..1, positions);
             };
+            #[cfg(target_arch = "x86_64")]
+            if let Some(amx) = self.tiles(cpu) {
+                return HeadOnTiles::new(&head, self.scale(), amx).forward(&y, ahead);
+            }
             HeadInRows::new(&head, self.scale(), cpu).forward(&y, ahead);
         });
     }
@@ -80,9 +92,21 @@ impl Attention {
                 d_y_of(task + 1).prefetch(0..1, positions.clone());
                 d_qkv.prefetch(0..3, positions);
             };
+            #[cfg(target_arch = "x86_64")]
+            if let Some(amx) = self.tiles(cpu) {
+                let head = HeadOnTiles::new(&head, self.scale(), amx);
+                return head.backward(&d_y_of(task), &d_qkv, ahead);
+            }
             let head = HeadInRows::new(&head, self.scale(), cpu);
             head.backward(&d_y_of(task), &d_qkv, ahead);
         });
+    }
+
+    /// The tile registers, if they multiply faster in the precision that is asked for.
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(&self, cpu: Cpu) -> Option<Amx> {
+        let applies = cpu.precision == Precision::Bf16 && tiles::applies(self);
+        Amx::of(cpu.isa).filter(|_| applies)
     }
 
     fn scale(&self) -> f32 {

@@ -52,6 +52,12 @@ impl Amx {
         // SAFETY: the instructions are there.
         unsafe { strip_of_columns(pairs, strip, sum) };
     }
+
+    /// Writes the columns of a block of [`BLOCK`] rows as rows.
+    pub(crate) fn transposed(self, block: &[f32], into: &mut [f32]) {
+        // SAFETY: the instructions are there.
+        unsafe { transposed(block, into) };
+    }
 }
 
 /// 16 numbers as bf16.
@@ -165,6 +171,19 @@ fn strip_of_columns<'a>(
     }
     for (sum, sums) in sum.chunks_exact_mut(SIDE).zip(sums) {
         store(_mm512_castps_si512(sums), sum);
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn transposed(block: &[f32], into: &mut [f32]) {
+    let mut columns = [0.0; TILE];
+    for tile in 0..4 {
+        let [i, j] = [tile / 2 * SIDE, tile % 2 * SIDE];
+        let row = |row| _mm512_castps_si512(load(&block[(i + row) * BLOCK + j..]));
+        transpose(&std::array::from_fn(row), &mut columns);
+        for (k, column) in columns.chunks_exact(SIDE).enumerate() {
+            into[(j + k) * BLOCK + i..][..SIDE].copy_from_slice(column);
+        }
     }
 }
 
