@@ -121,9 +121,8 @@ fn another_instruction_set_is_told_and_recorded() {
     assert!(!said("portable", "12").contains("computed with"));
     assert!(!said("portable", "24").contains("computed with"));
     let line = format!(
-        "so far computed with portable, from here on with {}: \
-         the last bits will differ from those of a run with one of them\n",
-        best
+        "so far computed with portable, from here on with {best}: \
+         the last bits will differ from those of a run with one of them\n"
     );
     let text = said(best, "36");
     assert!(text.contains(&line), "{text}");

@@ -43,9 +43,9 @@ impl Softmax {
     /// Writes probabilities, and the gradients of the scores given those of the probabilities.
     ///
     /// `scores` and `d_p` are `[keys, BLOCK]`; exponentials replace the scores.
-    pub(super) fn gradients(&self, scores: &mut [f32], d_p: &[f32], into: Gradients<'_>) {
+    pub(super) fn gradients(&self, scores: &mut [f32], d_p: &[f32], mut into: Gradients<'_>) {
         // SAFETY: the instructions are there.
-        unsafe { self.gradients_in(scores, d_p, into) };
+        unsafe { self.gradients_in(scores, d_p, &mut into) };
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
@@ -70,7 +70,7 @@ impl Softmax {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    fn gradients_in(&self, scores: &mut [f32], d_p: &[f32], into: Gradients<'_>) {
+    fn gradients_in(&self, scores: &mut [f32], d_p: &[f32], into: &mut Gradients<'_>) {
         let exponent = self.exponent(scores);
         let [mut sums, mut dots] = [[_mm512_setzero_ps(); 2]; 2];
         let rows = scores.chunks_exact_mut(BLOCK).zip(d_p.chunks_exact(BLOCK));

@@ -181,11 +181,13 @@ impl<'a> WeightGradient<'a> {
     fn chunk(&self, rows: Range<usize>) -> Chunk<'_> {
         let slab_rows = rows.len().div_ceil(2);
         let n_outputs = slab_rows * self.picture.row_len();
+        let n_steps = n_outputs.div_ceil(SIDE);
         Chunk {
             of: self,
             rows,
             slab_rows,
-            n_positions: n_outputs.next_multiple_of(SIDE),
+            n_positions: n_steps * SIDE,
+            steps: Steps::new((0..n_steps).map(|i| i * STEP_BYTES)),
         }
     }
 
@@ -234,6 +236,8 @@ struct Chunk<'a> {
     slab_rows: usize,
     /// Positions of a slab that have outputs, and some to fill a step.
     n_positions: usize,
+    /// Where their products are, from the first on.
+    steps: Steps,
 }
 
 impl Chunk<'_> {
@@ -317,7 +321,7 @@ impl Chunk<'_> {
                 row: 64,
                 next: 1024,
             },
-            a_steps: &self.steps(),
+            a_steps: &self.steps,
             b: Side {
                 pairs: &x[picture.shift(tap) * BLOCK..],
                 row: BLOCK * size_of::<f32>(),
@@ -326,10 +330,6 @@ impl Chunk<'_> {
             sum,
         };
         registers.multiply(&block, sums);
-    }
-
-    fn steps(&self) -> Steps {
-        Steps::new((0..self.n_positions / SIDE).map(|i| i * STEP_BYTES))
     }
 }
 
