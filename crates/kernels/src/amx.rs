@@ -17,12 +17,18 @@ pub(crate) mod pack;
 pub(crate) mod product;
 
 use std::arch::asm;
+use std::cell::Cell;
 use std::marker::PhantomData;
 
 use crate::cpu::Isa;
 
 /// Rows of a register; also its columns, as f32 or as pairs of bf16.
 pub(crate) const SIDE: usize = 16;
+
+thread_local! {
+    /// Whether a [`Registers`] of this thread lives.
+    static IN_USE: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What multiplies tiles; exists only where it can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +71,11 @@ impl Amx {
     }
 
     /// Makes the registers of the calling thread ready for use.
+    ///
+    /// # Panics
+    /// If they are in use: dropping one [`Registers`] takes them from the other.
     pub(crate) fn registers(self) -> Registers {
+        assert!(!IN_USE.replace(true), "tile registers are in use");
         if self.0 == Engine::Registers {
             let shape = Shape::full();
             // SAFETY: the registers are there, and the process may use them.
@@ -87,6 +97,7 @@ pub(crate) struct Registers {
 
 impl Drop for Registers {
     fn drop(&mut self) {
+        IN_USE.set(false);
         if self.engine == Engine::Registers {
             // SAFETY: the registers are there. Empty ones cost nothing when threads are switched.
             unsafe { asm!("tilerelease", options(nostack, nomem)) };

@@ -216,6 +216,7 @@ fn layers_in_bf16_are_exact_on_rounded_inputs() {
         (1, 256, 64),
         (600, 64, 17),
         (2500, 31, 96), // several groups of a weight gradient
+        (5000, 31, 96), // on tile registers several chunks of all pixels
     ];
     let linear = linear.map(|(n, c_in, c_out)| Conv2d::linear(n, c_in, c_out));
     // In bf16 on tile registers alone.
