@@ -79,7 +79,7 @@ fn pair(first: __m512, second: __m512) -> __m512i {
 /// Pairs of neighbors of 32 numbers in two vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn pairs_along([first, second]: [__m512; 2]) -> __m512i {
+pub(crate) fn pairs_along([first, second]: [__m512; 2]) -> __m512i {
     // SAFETY: both types are 512 bits of numbers.
     unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
 }
@@ -106,7 +106,7 @@ fn load_two(row: &[f32]) -> [__m512; 2] {
 /// Writes 16 numbers.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(x: __m512i, into: &mut [f32]) {
+pub(crate) fn store(x: __m512i, into: &mut [f32]) {
     let into = &mut into[..SIDE];
     // SAFETY: there is room for as many.
     unsafe { _mm512_storeu_si512(into.as_mut_ptr().cast(), x) };

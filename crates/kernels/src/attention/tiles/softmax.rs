@@ -7,6 +7,7 @@ use std::mem::transmute;
 
 use super::packed::Packing;
 use crate::amx::SIDE;
+use crate::amx::pack::{self, pairs_along};
 use crate::amx::product::BLOCK;
 
 /// The softmax of a block of queries.
@@ -62,7 +63,7 @@ impl Softmax {
                 for i in 0..2 {
                     sums[i] = _mm512_add_ps(sums[i], e[i]);
                 }
-                *half = neighbors(e);
+                *half = pairs_along(e);
             }
             store_pairs(halves, pairs);
         }
@@ -110,11 +111,11 @@ impl Softmax {
                         d_s[i] = _mm512_mul_ps(p[i], _mm512_sub_ps(d_s[i], dots[i]));
                         d_s[i] = _mm512_mul_ps(d_s[i], scale);
                     }
-                    p_half = neighbors(p);
-                    *half = neighbors(d_s);
+                    p_half = pairs_along(p);
+                    *half = pairs_along(d_s);
                 }
-                store_line(p_half, p_into);
-                store_line(*half, d_s_into);
+                pack::store(p_half, p_into);
+                pack::store(*half, d_s_into);
             }
             store_pairs(halves, pairs);
         }
@@ -182,14 +183,6 @@ impl Exponent {
     }
 }
 
-/// A row as pairs of neighbors.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn neighbors(row: Queries) -> __m512i {
-    // SAFETY: both types are 32 numbers of 16 bits.
-    unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(row[1], row[0])) }
-}
-
 /// Writes two rows as pairs of their numbers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -208,7 +201,7 @@ fn store_pairs([first, second]: [__m512i; 2], into: &mut [f32]) {
     for (order, into) in ORDERS.iter().zip(into.chunks_exact_mut(SIDE)) {
         // SAFETY: both types are 512 bits.
         let order = unsafe { transmute::<[u32; SIDE], __m512i>(*order) };
-        store_line(_mm512_permutex2var_epi16(first, order, second), into);
+        pack::store(_mm512_permutex2var_epi16(first, order, second), into);
     }
 }
 
@@ -246,15 +239,6 @@ fn load_line(line: &[f32]) -> __m512 {
 #[target_feature(enable = "avx512f")]
 fn store(row: Queries, into: &mut [f32]) {
     for (half, into) in row.into_iter().zip(into.chunks_exact_mut(SIDE)) {
-        store_line(_mm512_castps_si512(half), into);
+        pack::store(_mm512_castps_si512(half), into);
     }
-}
-
-/// Writes one vector.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn store_line(line: __m512i, into: &mut [f32]) {
-    let into = &mut into[..SIDE];
-    // SAFETY: there is room for 16 numbers.
-    unsafe { _mm512_storeu_si512(into.as_mut_ptr().cast(), line) };
 }
