@@ -49,7 +49,10 @@ pub(crate) fn sum(a: Term<'_>, b: Term<'_>) -> Result<Tensor> {
 }
 
 fn sum_in_one_pass(a: &Term<'_>, b: &Term<'_>) -> Result<Option<Tensor>> {
-    if a.tensor.track_op() || b.tensor.track_op() || a.tensor.dims() != b.tensor.dims() {
+    let n_images = a.tensor.dims().first().copied();
+    let fits = a.tensor.dims() == b.tensor.dims()
+        && [a, b].map(|term| Some(term.factor.len())) == [n_images; 2];
+    if !fits || a.tensor.track_op() || b.tensor.track_op() {
         return Ok(None);
     }
     let (a_storage, a_layout) = a.tensor.storage_and_layout();
@@ -130,6 +133,18 @@ mod tests {
             };
             assert_eq!(bits(fast.unwrap()), bits(slow), "{dims:?}");
         }
+    }
+
+    #[test]
+    fn a_factor_too_few_is_an_error() {
+        let x = Tensor::zeros((4, 3), DType::F32, &Device::Cpu).unwrap();
+        let term = |n| Term {
+            tensor: &x,
+            factor: vec![1.0; n],
+        };
+        assert!(sum(term(4), term(4)).is_ok());
+        assert!(sum(term(4), term(2)).is_err());
+        assert!(sum(term(2), term(2)).is_err());
     }
 
     #[test]
