@@ -16,7 +16,9 @@ pub(super) const DEPTH_CHUNK: usize = 16;
 /// Computed rows are a multiple of this; operands and results have as many.
 pub(super) const ROW_STEP: usize = 4;
 
-/// How far ahead rows of a transposed operand are asked for.
+/// How far ahead the operand is asked for that comes from the third-level cache: weights, or the
+/// rows of a transposed operand. The hardware foresees no more than a page; without this, a
+/// convolution of 128 channels took a fifth longer.
 const PREFETCHED_DEPTHS: usize = 16;
 
 /// Where the left operand has row r and depth k.
@@ -288,8 +290,12 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
             unsafe {
                 let columns = read::<S, V>(b);
                 if ROW == 1 {
-                    // Rows far apart, from the third-level cache.
                     prefetch_line(a.wrapping_add(PREFETCHED_DEPTHS * walk.step));
+                } else {
+                    for v in 0..V {
+                        let first = PREFETCHED_DEPTHS * COLS + v * S::F32_LANES;
+                        prefetch_line(b.wrapping_add(first));
+                    }
                 }
                 for r in 0..R {
                     let value = simd.splat_f32s(*a.add(r * ROW));
