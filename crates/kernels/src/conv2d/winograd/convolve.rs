@@ -161,6 +161,7 @@ impl Convolution<'_> {
             tiles: self.tiles,
             x: self.x,
             channels: self.filter.depth(),
+            part: 0..self.filter.depth(),
             zeros,
             range,
             into,

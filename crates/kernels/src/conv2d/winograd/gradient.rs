@@ -2,16 +2,20 @@
 //!
 //! Sums over tiles are cut by the sizes alone and added in a fixed order.
 
+mod blocks;
+mod operands;
+
 use std::ops::Range;
 
-use super::convolve::panel_cols;
 use super::filter::{SumsLayout, TransformSums};
 use super::images::{TransformGradient, TransformInput};
-use super::product::{COLS, Products, Rows, Sums};
-use super::tile::{Layout, Planes, Tiles};
+use super::product::{COLS, Sums};
+use super::tile::{Planes, Tiles};
 use super::transform::POSITIONS;
 use crate::cpu::{Cpu, Shared};
 use crate::scratch::{LINE, Scratch};
+use blocks::Blocks;
+use operands::Operands;
 
 /// What the gradient is of.
 pub(super) struct WeightGradient<'a> {
@@ -49,46 +53,101 @@ const TASK_TILES: usize = 8;
 /// Input channels whose sums one task adds and transforms back.
 const TASK_ROWS: usize = 16;
 
-/// Input and output channels of a block of sums.
-const BLOCK_SIZE: [usize; 2] = [128, 64];
-
 impl WeightGradient<'_> {
-    /// Passes over groups of tiles, each with sums of all weights of its own, and adds those.
+    /// Passes over groups of tiles and blocks of channels, each pair with sums of its own that stay
+    /// in a thread's cache, and adds those of the groups.
+    ///
+    /// A tile is transformed again for each block: less work than to fetch it from where all threads
+    /// can reach it.
     pub(super) fn by_tiles(&self, d_weight: &mut [f32], d_bias: &mut [f32], cpu: Cpu) {
         let n_tiles = self.tiles.count();
-        let sums = SumsLayout::new([0..self.c_in, 0..self.c_out]);
-        let group_tiles = n_tiles.div_ceil(self.groups(sums.len()));
+        let group_tiles = n_tiles.div_ceil(self.groups());
         let n_groups = n_tiles.div_ceil(group_tiles);
-        let bias_len = self.c_out.next_multiple_of(LINE);
-        let group_len = bias_len + sums.len();
-        let mut partial = Scratch::new(n_groups * group_len);
-        let zeros = vec![0.0; self.c_in];
-        let shared = Shared::new(&mut partial);
-        cpu.threads.for_each(n_groups, |group| {
-            // SAFETY: each group has its own sums.
-            let own = unsafe { shared.tile(group * group_len, group_len) };
-            let (bias, own) = own.split_at_mut(bias_len);
-            bias.fill(0.0);
+        // No bit of a result depends on the blocks.
+        let at_least = cpu.threads.count().div_ceil(n_groups);
+        let blocks = Blocks::new([self.c_in, self.c_out], at_least);
+        let block_len = blocks.sums(0).len();
+        // The sums of several groups have to wait for each other, those of a single one do not.
+        let is_single = n_groups == 1;
+        let n_waiting = if is_single {
+            0
+        } else {
+            blocks.count() * n_groups
+        };
+        let mut waiting = Scratch::new(n_waiting * block_len);
+        let shared_waiting = Shared::new(&mut waiting);
+        let bias_len = self.c_out.next_multiple_of(COLS);
+        let mut bias = Scratch::new(n_groups * bias_len);
+        let shared_bias = Shared::new(&mut bias);
+        let shared_weight = Shared::new(d_weight);
+        cpu.threads.for_each(blocks.count() * n_groups, |task| {
+            let (group, block) = (task / blocks.count(), task % blocks.count());
+            let sums = blocks.sums(block);
+            let mut own = Scratch::new(if is_single { block_len } else { 0 });
+            let own = if is_single {
+                &mut own[..]
+            } else {
+                // SAFETY: each task has its own sums.
+                unsafe { shared_waiting.tile(task * block_len, block_len) }
+            };
+            let bias_cols = sums.cols.len().next_multiple_of(LINE);
+            let mut unwanted = Scratch::new(bias_cols);
+            let bias = if sums.rows.start == 0 {
+                // SAFETY: each group and block of output channels has its own sums.
+                unsafe { shared_bias.tile(group * bias_len + sums.cols.start, bias_cols) }
+            } else {
+                &mut unwanted[..]
+            };
             let range = group * group_tiles..n_tiles.min((group + 1) * group_tiles);
-            let block_tiles = self.block_tiles(range.len());
-            let mut operands = Operands::new(self, block_tiles);
-            let mut write = Sums::Set;
-            for first in range.clone().step_by(block_tiles) {
-                let block = first..range.end.min(first + block_tiles);
-                let n_tiles = block.len();
-                operands.with_planes(|planes| self.transform(block, planes, 0, &zeros, bias, cpu));
-                operands.multiply(&sums, n_tiles, own, write, cpu);
-                write = Sums::Add;
+            self.sum_tiles(&sums, range, own, bias, cpu);
+            if is_single {
+                self.transform_sums(&sums, &[own], sums.rows.clone(), &shared_weight, cpu);
             }
         });
-        let groups: Vec<&[f32]> = partial.chunks_exact(group_len).collect();
-        add_rows(groups.iter().map(|group| &group[..self.c_out]), d_bias);
-        let groups: Vec<&[f32]> = groups.iter().map(|group| &group[bias_len..]).collect();
-        let d_weight = Shared::new(d_weight);
-        cpu.threads.for_each(self.c_in.div_ceil(TASK_ROWS), |task| {
-            let first = task * TASK_ROWS;
-            let rows = first..self.c_in.min(first + TASK_ROWS);
-            self.transform_sums(&sums, &groups, rows, &d_weight, cpu);
+        add_rows(
+            bias.chunks_exact(bias_len).map(|sums| &sums[..self.c_out]),
+            d_bias,
+        );
+        if !is_single {
+            self.transform_waiting(&blocks, &waiting, &shared_weight, cpu);
+        }
+    }
+
+    /// Sums the products of some tiles, and their output gradients.
+    fn sum_tiles(
+        &self,
+        sums: &SumsLayout,
+        range: Range<usize>,
+        out: &mut [f32],
+        bias: &mut [f32],
+        cpu: Cpu,
+    ) {
+        bias.fill(0.0);
+        let zeros = vec![0.0; sums.rows.len()];
+        let block_tiles = self.block_tiles(range.len());
+        let mut operands = Operands::new([sums.rows.clone(), sums.cols.clone()], block_tiles);
+        let mut write = Sums::Set;
+        for first in range.clone().step_by(block_tiles) {
+            let block = first..range.end.min(first + block_tiles);
+            let n_tiles = block.len();
+            operands.with_planes(|planes| self.transform(block, planes, 0, &zeros, bias, cpu));
+            operands.multiply(sums, n_tiles, out, write, cpu);
+            write = Sums::Add;
+        }
+    }
+
+    /// Adds the groups' sums, `[group, block, ..]`, and transforms them to gradients.
+    fn transform_waiting(&self, blocks: &Blocks, waiting: &[f32], d_weight: &Shared<'_>, cpu: Cpu) {
+        let len = blocks.sums(0).len();
+        let n_parts = blocks.size[0].div_ceil(TASK_ROWS);
+        cpu.threads.for_each(blocks.count() * n_parts, |task| {
+            let (block, part) = (task / n_parts, task % n_parts);
+            let sums = blocks.sums(block);
+            let groups = waiting.chunks_exact(len).skip(block);
+            let groups: Vec<&[f32]> = groups.step_by(blocks.count()).collect();
+            let first = sums.rows.start + part * TASK_ROWS;
+            let rows = first.min(sums.rows.end)..sums.rows.end.min(first + TASK_ROWS);
+            self.transform_sums(&sums, &groups, rows, d_weight, cpu);
         });
     }
 
@@ -97,9 +156,10 @@ impl WeightGradient<'_> {
     pub(super) fn by_blocks(&self, d_weight: &mut [f32], d_bias: &mut [f32], cpu: Cpu) {
         let n_tiles = self.tiles.count();
         let chunk_tiles = self.chunk_tiles();
-        let blocks = self.blocks(cpu);
+        // No bit of a result depends on the blocks.
+        let blocks = Blocks::new([self.c_in, self.c_out], cpu.threads.count());
         let block_len = blocks.sums(0).len();
-        let mut operands = Operands::new(self, chunk_tiles.min(n_tiles));
+        let mut operands = Operands::new([0..self.c_in, 0..self.c_out], chunk_tiles.min(n_tiles));
         // The sums of several chunks have to wait for the next one, those of a single one do not.
         let is_single = chunk_tiles >= n_tiles;
         let mut waiting = Scratch::new(if is_single {
@@ -163,7 +223,7 @@ impl WeightGradient<'_> {
     fn transform(
         &self,
         range: Range<usize>,
-        [inputs, gradients]: &[Planes<'_>; 2],
+        [inputs, gradients]: &[(Planes<'_>, Range<usize>); 2],
         slot: usize,
         zeros: &[f32],
         bias: &mut [f32],
@@ -173,17 +233,19 @@ impl WeightGradient<'_> {
             tiles: self.tiles,
             x: self.x,
             channels: self.c_in,
+            part: inputs.1.clone(),
             zeros,
             range: range.clone(),
-            into: inputs,
+            into: &inputs.0,
             slot,
         });
         cpu.isa.dispatch(TransformGradient {
             tiles: self.tiles,
             d_y: self.d_y,
             channels: self.c_out,
+            part: gradients.1.clone(),
             range,
-            into: gradients,
+            into: &gradients.0,
             slot,
             bias,
         });
@@ -208,14 +270,17 @@ impl WeightGradient<'_> {
     }
 
     /// A power of two, so that most numbers of threads get equal shares.
-    fn groups(&self, sums_len: usize) -> usize {
+    fn groups(&self) -> usize {
+        let sums_len = POSITIONS * self.c_in * self.c_out;
         let most = (GROUPS_LEN / sums_len).min(self.tiles.count() / GROUP_TILES);
         1 << most.clamp(1, MAX_GROUPS).ilog2()
     }
 
-    /// Tiles of a group whose transforms are multiplied at a time.
+    /// Tiles of a group whose transforms for a block of channels are multiplied at a time: the
+    /// same for any number of blocks, as each sum is written once per such a block.
     fn block_tiles(&self, group_tiles: usize) -> usize {
-        let most = BLOCK_LEN / (POSITIONS * (self.c_in + self.c_out));
+        let [rows, cols] = Blocks::new([self.c_in, self.c_out], 1).size;
+        let most = BLOCK_LEN / (POSITIONS * (rows + cols));
         group_tiles.div_ceil(group_tiles.div_ceil(most.clamp(16, 96)))
     }
 
@@ -227,98 +292,6 @@ impl WeightGradient<'_> {
         let n_tiles = self.tiles.count();
         let like = n_tiles.div_ceil(n_tiles.div_ceil(most));
         like.next_multiple_of(TASK_TILES)
-    }
-
-    /// Large blocks read the operands fewer times, but each thread shall have one.
-    ///
-    /// No bit of a result depends on it.
-    fn blocks(&self, cpu: Cpu) -> Blocks {
-        let mut blocks = Blocks {
-            channels: [self.c_in, self.c_out],
-            size: BLOCK_SIZE,
-        };
-        while blocks.count() < cpu.threads.count() && blocks.size != [COLS, COLS] {
-            let [rows, cols] = &mut blocks.size;
-            *rows.max(cols) /= 2;
-        }
-        blocks
-    }
-}
-
-/// The sums of all weights in blocks of input and output channels.
-struct Blocks {
-    channels: [usize; 2],
-    size: [usize; 2],
-}
-
-impl Blocks {
-    fn count(&self) -> usize {
-        let [c_in, c_out] = self.channels;
-        c_in.div_ceil(self.size[0]) * c_out.div_ceil(self.size[1])
-    }
-
-    fn sums(&self, idx: usize) -> SumsLayout {
-        let n_strips = self.channels[1].div_ceil(self.size[1]);
-        let range = |idx: usize, size: usize, end: usize| idx * size..end.min((idx + 1) * size);
-        SumsLayout::new([
-            range(idx / n_strips, self.size[0], self.channels[0]),
-            range(idx % n_strips, self.size[1], self.channels[1]),
-        ])
-    }
-}
-
-/// Transformed inputs and output gradients of some tiles.
-struct Operands {
-    layouts: [Layout; 2],
-    channels: [usize; 2],
-    n_tiles: usize,
-    values: [Scratch; 2],
-}
-
-impl Operands {
-    fn new(gradient: &WeightGradient<'_>, n_tiles: usize) -> Self {
-        let layouts = [
-            Layout::channels_by_tiles(n_tiles, gradient.c_in),
-            Layout::panels(n_tiles, gradient.c_out),
-        ];
-        Self {
-            layouts,
-            channels: [gradient.c_in, gradient.c_out],
-            n_tiles,
-            values: layouts.map(|layout| Scratch::new(layout.len())),
-        }
-    }
-
-    fn with_planes(&mut self, f: impl FnOnce(&[Planes<'_>; 2])) {
-        let [inputs, gradients] = &mut self.values;
-        f(&[
-            Planes::new(inputs, self.layouts[0], [self.n_tiles, self.channels[0]]),
-            Planes::new(gradients, self.layouts[1], [self.n_tiles, self.channels[1]]),
-        ]);
-    }
-
-    /// Sums the products of the first `n_tiles` tiles.
-    fn multiply(&self, sums: &SumsLayout, n_tiles: usize, out: &mut [f32], write: Sums, cpu: Cpu) {
-        let [inputs, gradients] = self.layouts;
-        for (panel, col) in sums.cols.clone().step_by(COLS).enumerate() {
-            let products = Products {
-                a: &self.values[0][sums.rows.start..],
-                a_position: inputs.position_stride,
-                rows: Rows::Transposed {
-                    stride: inputs.chunk,
-                },
-                b: &self.values[1][col / COLS * gradients.chunk_stride..],
-                b_position: gradients.position_stride,
-                c: &mut out[panel * sums.panel_stride..],
-                c_position: sums.position_stride,
-                c_row: COLS,
-                n_rows: sums.rows.len(),
-                depth: n_tiles,
-                n_cols: panel_cols(col, sums.cols.end),
-                sums: write,
-            };
-            products.run(cpu.isa);
-        }
     }
 }
 

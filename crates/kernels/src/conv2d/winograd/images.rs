@@ -17,7 +17,9 @@ pub(super) struct TransformInput<'a> {
     /// `[N, H, W, channels]`.
     pub(super) x: &'a [f32],
     pub(super) channels: usize,
-    /// As many zeros as there are channels.
+    /// The channels to transform: those of `into`.
+    pub(super) part: Range<usize>,
+    /// At least as many zeros.
     pub(super) zeros: &'a [f32],
     pub(super) range: Range<usize>,
     pub(super) into: &'a Planes<'a>,
@@ -29,7 +31,7 @@ impl WithSimd for TransformInput<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        assert_eq!(self.into.n_channels, self.channels);
+        assert_eq!(self.into.n_channels, self.part.len());
         let mut next = self.sources(self.range.start);
         for (tile, slot) in self.range.clone().zip(self.slot..) {
             let sources = next;
@@ -44,7 +46,7 @@ impl WithSimd for TransformInput<'_> {
                     for source in &next {
                         prefetch_line(source.wrapping_add(channels.start));
                     }
-                    // SAFETY: each source has all channels; `into` has room for a vector
+                    // SAFETY: each source has the channels of `part`; `into` has room for a vector
                     // at each position by the contract of `for_each_vector`.
                     unsafe {
                         transform_input(simd, &sources, &channels, out, &self.into.layout);
@@ -59,14 +61,14 @@ impl TransformInput<'_> {
     /// Where the positions of a tile are: in the images, or among the zeros around them.
     #[inline(always)]
     fn sources(&self, tile: usize) -> [*const f32; POSITIONS] {
-        let mut sources = [self.zeros[..self.channels].as_ptr(); POSITIONS];
+        let mut sources = [self.zeros[..self.part.len()].as_ptr(); POSITIONS];
         self.tiles.for_each_position::<IN>(
             tile,
             1,
             #[inline(always)]
             |idx, position| {
                 let channels = &self.x[position * self.channels..][..self.channels];
-                sources[idx] = channels.as_ptr();
+                sources[idx] = channels[self.part.clone()].as_ptr();
             },
         );
         sources
@@ -113,6 +115,8 @@ pub(super) struct TransformGradient<'a> {
     /// `[N, H, W, channels]`.
     pub(super) d_y: &'a [f32],
     pub(super) channels: usize,
+    /// The channels to transform: those of `into`.
+    pub(super) part: Range<usize>,
     pub(super) range: Range<usize>,
     pub(super) into: &'a Planes<'a>,
     /// Where the first tile goes.
@@ -125,8 +129,8 @@ impl WithSimd for TransformGradient<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        assert_eq!(self.into.n_channels, self.channels);
-        assert!(self.bias.len() >= self.channels.next_multiple_of(LINE));
+        assert_eq!(self.into.n_channels, self.part.len());
+        assert!(self.bias.len() >= self.part.len().next_multiple_of(LINE));
         let bias = self.bias.as_mut_ptr();
         let mut next = self.sources(self.range.start);
         for (tile, slot) in self.range.clone().zip(self.slot..) {
@@ -142,7 +146,7 @@ impl WithSimd for TransformGradient<'_> {
                     for source in &next {
                         prefetch_line(source.wrapping_add(channels.start));
                     }
-                    // SAFETY: each source is null or has all channels; `bias` has whole vectors;
+                    // SAFETY: each source is null or has the channels of `part`; `bias` has whole vectors;
                     // `into` has room for a vector at each position by the contract of
                     // `for_each_vector`.
                     unsafe {
@@ -166,7 +170,7 @@ impl TransformGradient<'_> {
             #[inline(always)]
             |idx, position| {
                 let channels = &self.d_y[position * self.channels..][..self.channels];
-                sources[idx] = channels.as_ptr();
+                sources[idx] = channels[self.part.clone()].as_ptr();
             },
         );
         sources
