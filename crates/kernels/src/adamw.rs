@@ -74,7 +74,7 @@ impl AdamW {
                 unsafe { [&param, &exp_avg, &exp_avg_sq, &ema].map(|s| s.tile(start, grad.len())) };
             cpu.isa.vectorize(
                 #[inline(always)]
-                || {
+                |_| {
                     for i in 0..grad.len() {
                         let g = grad[i] * grad_scale;
                         let m = exp_avg[i] * keep1 + g * add1;

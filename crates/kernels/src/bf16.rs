@@ -34,7 +34,7 @@ pub(crate) fn rounded(x: &[f32], cpu: Cpu) -> Scratch {
         let into = unsafe { shared.tile(tile * TILE, x.len()) };
         cpu.isa.vectorize(
             #[inline(always)]
-            || {
+            |_| {
                 for (into, &x) in into.iter_mut().zip(x) {
                     *into = round(x);
                 }

@@ -303,7 +303,7 @@ fn sum_groups(partial: &[f32], sum: &mut [f32], cpu: Cpu) {
         for part in partial.chunks_exact(n).skip(1) {
             cpu.isa.vectorize(
                 #[inline(always)]
-                || {
+                |_| {
                     for (sum, value) in sum.iter_mut().zip(&part[range.clone()]) {
                         *sum += value;
                     }

@@ -144,16 +144,40 @@ impl Isa {
 
     /// Runs a closure whose plain loops the compiler vectorizes for this instruction set.
     #[inline]
-    pub(crate) fn vectorize<F: FnOnce()>(self, f: F) {
+    pub(crate) fn vectorize<F: FnOnce(MulAdd)>(self, f: F) {
         struct Loops<F>(F);
-        impl<F: FnOnce()> WithSimd for Loops<F> {
+        impl<F: FnOnce(MulAdd)> WithSimd for Loops<F> {
             type Output = ();
             #[inline(always)]
             fn with_simd<S: Simd>(self, _: S) {
-                (self.0)();
+                (self.0)(MulAdd {
+                    is_fused: S::F32_LANES > 1,
+                });
             }
         }
         self.dispatch(Loops(f));
+    }
+}
+
+/// How plain loops multiply and add: in one instruction, which rounds once, where there is one.
+///
+/// The compiler never fuses the two by itself, and calls a slow function where it is told to
+/// without the instruction.
+#[derive(Clone, Copy)]
+pub(crate) struct MulAdd {
+    /// A constant in each compiled loop.
+    is_fused: bool,
+}
+
+impl MulAdd {
+    /// `a * b + c`.
+    #[inline(always)]
+    pub(crate) fn run(self, a: f32, b: f32, c: f32) -> f32 {
+        if self.is_fused {
+            a.mul_add(b, c)
+        } else {
+            a * b + c
+        }
     }
 }
 

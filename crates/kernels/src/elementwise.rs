@@ -1,6 +1,6 @@
 //! Operations on each element alone, and the activation they share.
 
-use crate::cpu::{Cpu, Shared};
+use crate::cpu::{Cpu, MulAdd, Shared};
 
 /// Elements of one tile.
 const TILE: usize = 1 << 14;
@@ -8,55 +8,51 @@ const TILE: usize = 1 << 14;
 /// `e^x` for `x` clamped to `[-87, 87]`, to 2 units in the last place, in plain operations that
 /// vectorize.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32, mul_add: MulAdd) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
+    const ONE: u32 = 1.0_f32.to_bits();
     let x = x.clamp(-87.0, 87.0);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let shifted = mul_add.run(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4; // ln 2 in two parts (Cody and Waite)
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_6e-1;
-    let p = p * r + 0.5;
-    let power_of_two = f32::from_bits(
-        shifted
-            .to_bits()
-            .wrapping_sub(ROUND.to_bits())
-            .wrapping_add(127)
-            .wrapping_shl(23),
-    );
-    ((p * r * r + r) + 1.0) * power_of_two
+    let r = mul_add.run(n, -0.693_359_4, x); // ln 2 in two parts (Cody and Waite)
+    let r = mul_add.run(n, 2.121_944_4e-4, r);
+    let p = mul_add.run(1.987_569_1e-4, r, 1.398_199_9e-3);
+    let p = mul_add.run(p, r, 8.333_452e-3);
+    let p = mul_add.run(p, r, 4.166_579_6e-2);
+    let p = mul_add.run(p, r, 1.666_666_6e-1);
+    let p = mul_add.run(p, r, 0.5);
+    // The low bits of `ROUND` are zeros: what is left is n in the place of the exponent.
+    let power_of_two = f32::from_bits(shifted.to_bits().wrapping_shl(23).wrapping_add(ONE));
+    (mul_add.run(p, r * r, r) + 1.0) * power_of_two
 }
 
 /// `1 / x` for `x` from 1 to 1e38, to 2 units in the last place.
 ///
 /// Three of Newton's steps: a division takes as long as all other operations of a sigmoid together.
 #[inline(always)]
-fn reciprocal(x: f32) -> f32 {
+fn reciprocal(x: f32, mul_add: MulAdd) -> f32 {
     // Subtracting the bits changes the sign of the exponent and is linear in the digits: within an
     // eighth of the reciprocal.
     let mut y = f32::from_bits(0x7ef3_11c7_u32.wrapping_sub(x.to_bits()));
     for _ in 0..3 {
-        y *= 2.0 - x * y;
+        y *= mul_add.run(-x, y, 2.0);
     }
     y
 }
 
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
-pub(crate) fn sigmoid(x: f32) -> f32 {
-    reciprocal(1.0 + exp(-x))
+pub(crate) fn sigmoid(x: f32, mul_add: MulAdd) -> f32 {
+    reciprocal(1.0 + exp(-x, mul_add), mul_add)
 }
 
 /// The derivative of `x sigmoid(x)`.
 #[inline(always)]
-pub(crate) fn silu_slope(x: f32) -> f32 {
-    let e = exp(-x);
-    let s = reciprocal(1.0 + e);
-    s + s * x * (e * s) // e s is 1 - s without its cancellation
+pub(crate) fn silu_slope(x: f32, mul_add: MulAdd) -> f32 {
+    let e = exp(-x, mul_add);
+    let s = reciprocal(1.0 + e, mul_add);
+    mul_add.run(s * x, e * s, s) // e s is 1 - s without its cancellation
 }
 
 /// `y = x sigmoid(x)`.
@@ -67,7 +63,7 @@ pub fn silu(x: &[f32], y: &mut [f32], cpu: Cpu) {
         y,
         cpu,
         #[inline(always)]
-        |x, _| x * sigmoid(x),
+        |x, _, mul_add| x * sigmoid(x, mul_add),
     );
 }
 
@@ -79,7 +75,7 @@ pub fn silu_backward(x: &[f32], d_y: &[f32], d_x: &mut [f32], cpu: Cpu) {
         d_x,
         cpu,
         #[inline(always)]
-        |x, d_y| d_y * silu_slope(x),
+        |x, d_y, mul_add| d_y * silu_slope(x, mul_add),
     );
 }
 
@@ -91,7 +87,7 @@ pub fn add(a: &[f32], b: &[f32], y: &mut [f32], cpu: Cpu) {
         y,
         cpu,
         #[inline(always)]
-        |a, b| a + b,
+        |a, b, _| a + b,
     );
 }
 
@@ -106,7 +102,7 @@ pub fn add_assign(sum: &mut [f32], x: &[f32], cpu: Cpu) {
         let sum = unsafe { shared.tile(range.start, range.len()) };
         cpu.isa.vectorize(
             #[inline(always)]
-            || {
+            |_| {
                 for (sum, x) in sum.iter_mut().zip(&x[range]) {
                     *sum += x;
                 }
@@ -117,7 +113,7 @@ pub fn add_assign(sum: &mut [f32], x: &[f32], cpu: Cpu) {
 
 /// Applies `f` to each pair of elements.
 #[inline(always)]
-fn map2(a: &[f32], b: &[f32], y: &mut [f32], cpu: Cpu, f: impl Fn(f32, f32) -> f32 + Sync) {
+fn map2(a: &[f32], b: &[f32], y: &mut [f32], cpu: Cpu, f: impl Fn(f32, f32, MulAdd) -> f32 + Sync) {
     assert_eq!((a.len(), b.len()), (y.len(), y.len()));
     let n = y.len();
     let shared = Shared::new(y);
@@ -128,9 +124,9 @@ fn map2(a: &[f32], b: &[f32], y: &mut [f32], cpu: Cpu, f: impl Fn(f32, f32) -> f
         let (a, b) = (&a[range.clone()], &b[range]);
         cpu.isa.vectorize(
             #[inline(always)]
-            || {
+            |mul_add| {
                 for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
-                    *y = f(a, b);
+                    *y = f(a, b, mul_add);
                 }
             },
         );

@@ -7,12 +7,13 @@
 //! if they lay in one.
 
 mod backward;
+mod columns;
 mod moments;
 
 use std::ops::Range;
 
 use crate::cpu::{Cpu, Shared, Threads};
-use crate::elementwise::sigmoid;
+use columns::{Forward, for_all};
 
 /// Elements of one tile of an image: a short sum, so that f32 suffices inside; tiles add up in f64.
 const TILE: usize = 1 << 12;
@@ -144,25 +145,20 @@ impl GroupNorm {
             for source in self.sources() {
                 let x = &inputs.x[source.index][source.elements(&positions)];
                 let channels = source.channels;
-                let mean = &moments[channels.clone()];
-                let slope = &slope[channels.clone()];
-                let shift = &inputs.shift[channels.clone()];
+                let lines = [moments, &slope, inputs.shift].map(|line| &line[channels.clone()]);
                 cpu.isa.vectorize(
                     #[inline(always)]
-                    || {
-                        let rows = y.chunks_exact_mut(c).zip(x.chunks_exact(channels.len()));
-                        for (y, x) in rows {
-                            let y = &mut y[channels.clone()];
-                            let line = mean.iter().zip(slope).zip(shift);
-                            for ((y, x), ((mean, slope), shift)) in y.iter_mut().zip(x).zip(line) {
-                                *y = (x - mean) * slope + shift;
-                            }
-                            if self.activation == Activation::Silu {
-                                for y in y {
-                                    *y *= sigmoid(*y);
-                                }
-                            }
-                        }
+                    |mul_add| {
+                        let mut part = Forward {
+                            x,
+                            lines,
+                            y: &mut *y,
+                            y_width: c,
+                            y_first: channels.start,
+                            activation: self.activation,
+                            mul_add,
+                        };
+                        for_all(channels.len(), &mut part);
                     },
                 );
             }

@@ -7,7 +7,7 @@ mod likelihood;
 
 use std::sync::OnceLock;
 
-use crate::cpu::{Cpu, Shared};
+use crate::cpu::{Cpu, MulAdd, Shared};
 use crate::elementwise::exp;
 
 /// Elements that are looked at together, small enough to stay in the first cache.
@@ -153,7 +153,7 @@ impl Loss {
             let mut of_image = Means::default();
             cpu.isa.vectorize(
                 #[inline(always)]
-                || of_image = self.image(&images[n], image, d_output),
+                |mul_add| of_image = self.image(&images[n], image, d_output, mul_add),
             );
             means[n].get_or_init(|| of_image);
         });
@@ -166,7 +166,13 @@ impl Loss {
     }
 
     #[inline(always)]
-    fn image(self, image: &Image, inputs: Inputs<'_>, d_output: &mut [f32]) -> Means {
+    fn image(
+        self,
+        image: &Image,
+        inputs: Inputs<'_>,
+        d_output: &mut [f32],
+        mul_add: MulAdd,
+    ) -> Means {
         let n_elements = inputs.x0.len() as f64;
         let tile_len = (TILE / self.c.max(1)).max(1) * self.c.max(1);
         let mut tile = Tile::new(tile_len.min(inputs.x0.len()));
@@ -182,7 +188,7 @@ impl Loss {
             if let Some(bound) = &image.bound {
                 match bound.term {
                     Term::Divergence { distance } => {
-                        tile.divergence(image, bound, distance as f32, n_elements);
+                        tile.divergence(image, bound, distance as f32, n_elements, mul_add);
                     }
                     Term::Likelihood { .. } => tile.likelihood(image, bound, x0, n_elements),
                 }
@@ -269,7 +275,14 @@ impl Tile {
 
     /// The terms of [`Term::Divergence`], and the gradients of everything.
     #[inline(always)]
-    fn divergence(&mut self, image: &Image, bound: &Bound, distance: f32, n_elements: f64) {
+    fn divergence(
+        &mut self,
+        image: &Image,
+        bound: &Bound,
+        distance: f32,
+        n_elements: f64,
+        mul_add: MulAdd,
+    ) {
         let (slope, shift) = (bound.ratio_slope as f32, bound.ratio_shift as f32);
         // d/d error of distance error^2 e^r / 2 is distance error e^r.
         let d_squared = (2.0 * image.d_mse / n_elements) as f32;
@@ -278,7 +291,11 @@ impl Tile {
         let halves = self.prediction.iter_mut().zip(&mut self.variance);
         for ((prediction, variance), term) in halves.zip(&mut self.terms) {
             let (error, r) = (*prediction, slope * (*variance + shift));
-            let ratio = if r > OVERFLOW { f32::INFINITY } else { exp(r) };
+            let ratio = if r > OVERFLOW {
+                f32::INFINITY
+            } else {
+                exp(r, mul_add)
+            };
             let scaled = distance * (error * error) * ratio;
             *term = 0.5 * (scaled + (ratio - r - 1.0));
             *prediction = error * (d_squared + d_distance * ratio);

@@ -235,7 +235,7 @@ impl<'a, const W: usize> Strips<'a, W> {
         let mut data = Scratch::new(n.div_ceil(W) * strip_stride);
         isa.vectorize(
             #[inline(always)]
-            || {
+            |_| {
                 for position in 0..n_positions {
                     let row = row(position);
                     for (strip, into) in data.chunks_exact_mut(strip_stride).enumerate() {

@@ -29,7 +29,7 @@ impl Resample {
             let small = unsafe { shared.tile(row * small_width, small_width) };
             cpu.isa.vectorize(
                 #[inline(always)]
-                || {
+                |_| {
                     let pairs = top
                         .chunks_exact(2 * self.c)
                         .zip(bottom.chunks_exact(2 * self.c));
@@ -57,7 +57,7 @@ impl Resample {
             let (top, bottom) = large.split_at_mut(width);
             cpu.isa.vectorize(
                 #[inline(always)]
-                || {
+                |_| {
                     for (top, small) in top
                         .chunks_exact_mut(2 * self.c)
                         .zip(small.chunks_exact(self.c))

@@ -112,7 +112,7 @@ impl<'a> HeadInRows<'a> {
         let scale = self.scale;
         self.products.isa().vectorize(
             #[inline(always)]
-            || {
+            |mul_add| {
                 for (row, reciprocal) in scores.chunks_exact_mut(t).zip(&mut *reciprocals) {
                     let max = reduce(
                         row,
@@ -121,7 +121,7 @@ impl<'a> HeadInRows<'a> {
                         |max, s, _| if s > max { s } else { max },
                     );
                     for s in row.iter_mut() {
-                        *s = exp((*s - max) * scale);
+                        *s = exp((*s - max) * scale, mul_add);
                     }
                     *reciprocal = 1.0 / reduce(row, row, 0.0, |sum, s, _| sum + s);
                 }
@@ -136,7 +136,7 @@ impl<'a> HeadInRows<'a> {
         let (t, scale) = (e.len() / reciprocals.len(), self.scale);
         self.products.isa().vectorize(
             #[inline(always)]
-            || {
+            |_| {
                 let rows = e.chunks_exact_mut(t).zip(d_p.chunks_exact_mut(t));
                 for ((e, d_p), reciprocal) in rows.zip(reciprocals) {
                     let dot = reciprocal * reduce(e, d_p, 0.0, |dot, e, d_p| dot + e * d_p);

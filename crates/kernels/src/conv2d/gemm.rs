@@ -264,7 +264,7 @@ fn add_rows(rows: &[f32], sum: Sum, sums: &mut [f32], cpu: Cpu) {
     }
     cpu.isa.vectorize(
         #[inline(always)]
-        || {
+        |_| {
             let quads = rows.chunks_exact(4 * sums.len());
             let rest = quads.remainder();
             for quad in quads {

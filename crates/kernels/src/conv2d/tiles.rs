@@ -277,7 +277,7 @@ impl Convolution<'_> {
         let bias = self.bias.map(|bias| &bias[cols.clone()]);
         self.cpu.isa.vectorize(
             #[inline(always)]
-            || {
+            |_| {
                 for (sums, position) in sums.chunks_exact(BLOCK).zip(positions) {
                     let Some(position) = position else { continue };
                     let start = position * self.weights.cols + cols.start;

@@ -1,8 +1,8 @@
 //! Gradients of the norm.
 
-use super::{Activation, Gradients, GroupNorm, Inputs};
+use super::columns::{Backward, Sums, for_all};
+use super::{Gradients, GroupNorm, Inputs};
 use crate::cpu::{Cpu, Shared};
-use crate::elementwise::silu_slope;
 
 impl GroupNorm {
     /// Computes the gradients, given that of `y` and the moments that the forward pass returned.
@@ -77,14 +77,14 @@ impl GroupNorm {
                     [slope, along, offset, moments].map(|line| &line[source.channels.clone()]);
                 cpu.isa.vectorize(
                     #[inline(always)]
-                    || {
-                        for (d_x, x) in d_x.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                            let line = slope.iter().zip(along).zip(offset).zip(mean);
-                            let row = d_x.iter_mut().zip(x).zip(line);
-                            for ((d_x, x), (((slope, along), offset), mean)) in row {
-                                *d_x = slope * *d_x + (along * (x - mean) + offset);
-                            }
-                        }
+                    |mul_add| {
+                        let mut part = Backward {
+                            x,
+                            lines: [slope, along, offset, mean],
+                            d_x,
+                            mul_add,
+                        };
+                        for_all(width, &mut part);
                     },
                 );
             }
@@ -150,15 +150,22 @@ impl GroupNorm {
                 let d_u = unsafe { d_u[source.index].tile(elements.start, elements.len()) };
                 let channels = source.channels;
                 let lines = [mean, rstd, &slope, inputs.shift];
-                let part = Part {
-                    x: &inputs.x[source.index][elements],
-                    d_y: d_y.chunks_exact(c).map(|row| &row[channels.clone()]),
-                    lines: lines.map(|line| &line[channels.clone()]),
-                };
-                let sums = [&mut *sum, &mut *sum_xhat].map(|sum| &mut sum[channels.clone()]);
                 cpu.isa.vectorize(
                     #[inline(always)]
-                    || part.sums(self.activation, d_u, sums),
+                    |mul_add| {
+                        let mut part = Sums {
+                            x: &inputs.x[source.index][elements],
+                            d_y,
+                            y_width: c,
+                            y_first: channels.start,
+                            lines: lines.map(|line| &line[channels.clone()]),
+                            d_u,
+                            sums: [&mut *sum, &mut *sum_xhat].map(|sum| &mut sum[channels.clone()]),
+                            activation: self.activation,
+                            mul_add,
+                        };
+                        for_all(channels.len(), &mut part);
+                    },
                 );
             }
         });
@@ -174,44 +181,6 @@ impl GroupNorm {
                 tiles.map(|tile| f64::from(tile[offset + c])).sum()
             };
             (d_shift[c], d_scale[c]) = (sum(0) as f32, sum(n_channels) as f32);
-        }
-    }
-}
-
-/// A tile of one source: what [`GroupNorm::backward_sums`] reads.
-struct Part<'a, Rows> {
-    /// `[positions, width]`.
-    x: &'a [f32],
-    /// As many rows of `width`.
-    d_y: Rows,
-    /// Mean, reciprocal deviation, slope and shift, `width` each.
-    lines: [&'a [f32]; 4],
-}
-
-impl<'a, Rows: Iterator<Item = &'a [f32]>> Part<'a, Rows> {
-    /// Writes `d_u`, `[positions, width]`, and adds to its sums and those times the normalized input.
-    #[inline(always)]
-    fn sums(self, activation: Activation, d_u: &mut [f32], [sum, sum_xhat]: [&mut [f32]; 2]) {
-        let [mean, rstd, slope, shift] = self.lines;
-        let width = mean.len();
-        let rows = self.x.chunks_exact(width).zip(self.d_y);
-        for (d_u, (x, d_y)) in d_u.chunks_exact_mut(width).zip(rows) {
-            match activation {
-                Activation::Identity => d_u.copy_from_slice(d_y),
-                Activation::Silu => {
-                    let line = mean.iter().zip(slope).zip(shift);
-                    let row = d_u.iter_mut().zip(d_y).zip(x).zip(line);
-                    for (((d_u, d_y), x), ((mean, slope), shift)) in row {
-                        *d_u = d_y * silu_slope((x - mean) * slope + shift);
-                    }
-                }
-            }
-            let sums = sum.iter_mut().zip(sum_xhat.iter_mut());
-            let row = d_u.iter().zip(x).zip(mean.iter().zip(rstd));
-            for ((sum, sum_xhat), ((d_u, x), (mean, rstd))) in sums.zip(row) {
-                *sum += d_u;
-                *sum_xhat += d_u * ((x - mean) * rstd);
-            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Mean and deviation of an image's groups.
 
 use super::GroupNorm;
+use super::columns::{Moments, for_all};
 use crate::cpu::{Cpu, Shared};
 
 /// Added to the variance.
@@ -23,7 +24,16 @@ impl GroupNorm {
                 let spread = &mut spread[source.channels];
                 cpu.isa.vectorize(
                     #[inline(always)]
-                    || tile_moments(x, mean, spread),
+                    |mul_add| {
+                        let width = mean.len();
+                        let mut moments = Moments {
+                            x,
+                            mean,
+                            spread,
+                            mul_add,
+                        };
+                        for_all(width, &mut moments);
+                    },
                 );
             }
         });
@@ -57,31 +67,6 @@ impl GroupNorm {
             let variance = (spread / (n * per_group as f64)).max(0.0);
             means[group * per_group..][..per_group].fill(mean as f32);
             rstds[group * per_group..][..per_group].fill((1.0 / (variance + EPS).sqrt()) as f32);
-        }
-    }
-}
-
-/// Per channel the mean of a tile, `[positions, width]`, and the sum of squares about it, in what is 0.
-///
-/// Differences from one of the tile's positions, then squares about the tile's mean: no digits are
-/// lost to a mean that is large against the deviation.
-#[inline(always)]
-fn tile_moments(x: &[f32], mean: &mut [f32], spread: &mut [f32]) {
-    let width = mean.len();
-    let reciprocal = 1.0 / (x.len() / width) as f32;
-    let origin = &x[..width];
-    for x in x.chunks_exact(width) {
-        for ((mean, x), origin) in mean.iter_mut().zip(x).zip(origin) {
-            *mean += x - origin;
-        }
-    }
-    for (mean, origin) in mean.iter_mut().zip(origin) {
-        *mean = origin + *mean * reciprocal;
-    }
-    for x in x.chunks_exact(width) {
-        for ((spread, x), mean) in spread.iter_mut().zip(x).zip(mean.iter()) {
-            let difference = x - mean;
-            *spread += difference * difference;
         }
     }
 }

@@ -100,7 +100,7 @@ impl Products {
         let mut copy = Scratch::new(n_kinds * t * d);
         self.cpu.isa.vectorize(
             #[inline(always)]
-            || {
+            |_| {
                 for (i, row) in copy.chunks_exact_mut(d).enumerate() {
                     for (into, &x) in row.iter_mut().zip(head.row(i / t, i % t)) {
                         *into = round(x);
@@ -121,7 +121,7 @@ impl Products {
         if let Numbers::Rounded = self.numbers {
             self.cpu.isa.vectorize(
                 #[inline(always)]
-                || x.iter_mut().for_each(|x| *x = round(*x)),
+                |_| x.iter_mut().for_each(|x| *x = round(*x)),
             );
         }
     }

@@ -208,7 +208,7 @@ impl<'a> WeightGradient<'a> {
             sum.copy_from_slice(&groups[0][idx * SUMS_LEN..][..SUMS_LEN]);
             self.cpu.isa.vectorize(
                 #[inline(always)]
-                || {
+                |_| {
                     for group in &groups[1..] {
                         for (sum, value) in sum.iter_mut().zip(&group[idx * SUMS_LEN..]) {
                             *sum += value;
