@@ -82,23 +82,23 @@ fn depthwise(c: &mut Criterion) {
 }
 
 fn group_norm(c: &mut Criterion) {
-    for (side, channels) in [(32, 64), (16, 128)] {
+    for (n, side, channels) in [(BATCH, 32, 64), (BATCH, 16, 128), (2, 256, 128)] {
         let norm = GroupNorm {
-            n: BATCH,
+            n,
             n_positions: side * side,
             channels: [channels, 0],
             n_groups: 32,
             activation: Activation::Silu,
         };
-        let x = fill(BATCH * side * side * channels);
-        let (scale, shift) = (fill(BATCH * channels), fill(BATCH * channels));
+        let x = fill(n * side * side * channels);
+        let (scale, shift) = (fill(n * channels), fill(n * channels));
         let inputs = group_norm::Inputs {
             x: [&x, &[]],
             scale: &scale,
             shift: &shift,
         };
         let mut y = x.clone();
-        let mut group = c.benchmark_group(format!("group norm {side}x{side}x{channels}"));
+        let mut group = c.benchmark_group(format!("group norm {n}x{side}x{side}x{channels}"));
         group.bench_function("forward", |b| {
             b.iter(|| norm.forward(inputs, &mut y, cpu()));
         });

@@ -62,7 +62,7 @@ impl GroupNorm {
         } = gradients;
         let shared = d_x.map(Shared::new);
         let partial = self.backward_sums(&inputs, moments, d_y, &shared, cpu);
-        self.sum_tiles(&partial, d_scale, d_shift);
+        self.sum_tiles(&partial, d_scale, d_shift, cpu);
         let line = self.backward_line(&inputs, moments, d_scale, d_shift);
         let (slope, rest) = line.split_at(self.c());
         let (along, offset) = rest.split_at(self.c());
@@ -173,14 +173,24 @@ impl GroupNorm {
     }
 
     /// Adds the tiles of an image in order, in f64.
-    fn sum_tiles(&self, partial: &[f32], d_scale: &mut [f32], d_shift: &mut [f32]) {
-        let n_channels = self.c();
-        for c in 0..n_channels {
-            let sum = |offset: usize| -> f64 {
-                let tiles = partial.chunks_exact(2 * n_channels);
-                tiles.map(|tile| f64::from(tile[offset + c])).sum()
-            };
-            (d_shift[c], d_scale[c]) = (sum(0) as f32, sum(n_channels) as f32);
+    fn sum_tiles(&self, partial: &[f32], d_scale: &mut [f32], d_shift: &mut [f32], cpu: Cpu) {
+        let mut sums = vec![0.0; 2 * self.c()];
+        cpu.isa.vectorize(
+            #[inline(always)]
+            |_| {
+                for tile in partial.chunks_exact(2 * self.c()) {
+                    for (sum, of_tile) in sums.iter_mut().zip(tile) {
+                        *sum += f64::from(*of_tile);
+                    }
+                }
+            },
+        );
+        let (of_shift, of_scale) = sums.split_at(self.c());
+        for (d, sum) in d_shift.iter_mut().zip(of_shift) {
+            *d = *sum as f32;
+        }
+        for (d, sum) in d_scale.iter_mut().zip(of_scale) {
+            *d = *sum as f32;
         }
     }
 }

@@ -3,9 +3,11 @@
 //! What belongs to a channel, sums above all, stays in registers from row to row. Each element sees
 //! the same operations in whatever part its column is.
 
-use super::Activation;
+use super::{Activation, TILE};
 use crate::cpu::MulAdd;
 use crate::elementwise::{sigmoid, silu_slope};
+use crate::gather::{prefetch_line, prefetch_to_write};
+use crate::scratch::LINE;
 
 /// What is done with the rows of a tile.
 pub(super) trait Columns {
@@ -23,6 +25,22 @@ pub(super) fn for_all(width: usize, work: &mut impl Columns) {
     }
     for first in n_whole..width {
         work.run::<1>(first);
+    }
+}
+
+/// Asks for what is a tile further on, while there is arithmetic to do: the next tile, mostly.
+#[inline(always)]
+fn prefetch_next_tile(row: &[f32]) {
+    for line in row.chunks(LINE) {
+        prefetch_line(line.as_ptr().wrapping_add(TILE));
+    }
+}
+
+/// The same for what will be written.
+#[inline(always)]
+fn prefetch_next_tile_to_write(row: &mut [f32]) {
+    for line in row.chunks_mut(LINE) {
+        prefetch_to_write(line.as_mut_ptr().wrapping_add(TILE));
     }
 }
 
@@ -117,10 +135,12 @@ impl Forward<'_> {
         let [mean, slope, shift] = self.lines.map(|line| part::<N>(line, first));
         let rows = self.y.chunks_exact_mut(self.y_width);
         for (y, x) in rows.zip(self.x.chunks_exact(width)) {
+            let x = &x[first..first + N];
             let y = &mut y[self.y_first + first..][..N];
+            prefetch_next_tile(x);
+            prefetch_next_tile_to_write(y);
             let line = mean.iter().zip(&slope).zip(&shift);
-            for ((y, x), ((mean, slope), shift)) in y.iter_mut().zip(&x[first..first + N]).zip(line)
-            {
+            for ((y, x), ((mean, slope), shift)) in y.iter_mut().zip(x).zip(line) {
                 *y = act(self.mul_add.run(x - mean, *slope, *shift));
             }
         }
@@ -178,7 +198,11 @@ impl Sums<'_> {
         for (d_u, (x, d_y)) in self.d_u.chunks_exact_mut(width).zip(rows) {
             let x = &x[first..first + N];
             let d_y = &d_y[self.y_first + first..][..N];
-            let row = d_u[first..first + N].iter_mut().zip(x.iter().zip(d_y));
+            let d_u = &mut d_u[first..first + N];
+            prefetch_next_tile(x);
+            prefetch_next_tile(d_y);
+            prefetch_next_tile_to_write(d_u);
+            let row = d_u.iter_mut().zip(x.iter().zip(d_y));
             let line = mean.iter().zip(&slope).zip(&shift);
             let sums = sum.iter_mut().zip(&mut sum_centered);
             for (((d_u, (x, d_y)), ((mean, slope), shift)), (sum, sum_centered)) in
@@ -217,7 +241,10 @@ impl Columns for Backward<'_> {
         let rows = self.d_x.chunks_exact_mut(width);
         for (d_x, x) in rows.zip(self.x.chunks_exact(width)) {
             let line = slope.iter().zip(&along).zip(&offset).zip(&mean);
-            let row = d_x[first..first + N].iter_mut().zip(&x[first..first + N]);
+            let (d_x, x) = (&mut d_x[first..first + N], &x[first..first + N]);
+            prefetch_next_tile(x);
+            prefetch_next_tile_to_write(d_x);
+            let row = d_x.iter_mut().zip(x);
             for ((d_x, x), (((slope, along), offset), mean)) in row.zip(line) {
                 let rest = mul_add.run(*along, x - mean, *offset);
                 *d_x = mul_add.run(*slope, *d_x, rest);

@@ -37,36 +37,60 @@ impl GroupNorm {
                 );
             }
         });
-        self.combine_tiles(&partial, moments);
+        self.combine_tiles(&partial, moments, cpu);
     }
 
     /// Combines means and spreads of an image's tiles, in f64 (Chan et al. 1979).
-    fn combine_tiles(&self, tiles: &[f32], moments: &mut [f32]) {
+    fn combine_tiles(&self, tiles: &[f32], moments: &mut [f32], cpu: Cpu) {
         let n = self.n_positions as f64;
-        let (n_channels, per_tile) = (self.c(), self.tile_positions());
-        let n_in_tile = |tile: usize| per_tile.min(self.n_positions - tile * per_tile) as f64;
-        let mut mean_and_spread = vec![(0.0, 0.0); n_channels]; // per channel: mean, sum of squares about it
-        for (c, (mean, spread)) in mean_and_spread.iter_mut().enumerate() {
-            let tiles = || tiles.chunks_exact(2 * n_channels).enumerate();
-            for (i, tile) in tiles() {
-                *mean += f64::from(tile[c]) * n_in_tile(i) / n;
-            }
-            for (i, tile) in tiles() {
-                *spread += f64::from(tile[n_channels + c])
-                    + n_in_tile(i) * (f64::from(tile[c]) - *mean).powi(2);
-            }
-        }
-        let per_group = n_channels / self.n_groups;
-        let (means, rstds) = moments.split_at_mut(n_channels);
-        for (group, channels) in mean_and_spread.chunks_exact(per_group).enumerate() {
-            let mean = channels.iter().map(|(mean, _)| mean).sum::<f64>() / per_group as f64;
+        let [channel_means, channel_spreads] = self.channel_moments(tiles, cpu);
+        let per_group = self.c() / self.n_groups;
+        let (means, rstds) = moments.split_at_mut(self.c());
+        let spreads = channel_spreads.chunks_exact(per_group);
+        for (group, (channels, spreads)) in channel_means
+            .chunks_exact(per_group)
+            .zip(spreads)
+            .enumerate()
+        {
+            let mean = channels.iter().sum::<f64>() / per_group as f64;
+            let channels = channels.iter().zip(spreads);
             let spread: f64 = channels
-                .iter()
                 .map(|(channel_mean, spread)| spread + n * (channel_mean - mean).powi(2))
                 .sum();
             let variance = (spread / (n * per_group as f64)).max(0.0);
             means[group * per_group..][..per_group].fill(mean as f32);
             rstds[group * per_group..][..per_group].fill((1.0 / (variance + EPS).sqrt()) as f32);
         }
+    }
+    /// Per channel the mean of all tiles, and the sum of squares about it.
+    ///
+    /// Tiles are the outer loop: a large image has thousands, whose numbers lie apart.
+    fn channel_moments(&self, tiles: &[f32], cpu: Cpu) -> [Vec<f64>; 2] {
+        let (c, per_tile) = (self.c(), self.tile_positions());
+        let n_in_tile = |tile: usize| per_tile.min(self.n_positions - tile * per_tile) as f64;
+        let tiles = || tiles.chunks_exact(2 * c).enumerate();
+        let (mut means, mut spreads) = (vec![0.0; c], vec![0.0; c]);
+        cpu.isa.vectorize(
+            #[inline(always)]
+            |_| {
+                for (i, tile) in tiles() {
+                    let share = n_in_tile(i) / self.n_positions as f64;
+                    for (mean, of_tile) in means.iter_mut().zip(tile) {
+                        *mean += f64::from(*of_tile) * share;
+                    }
+                }
+                for (i, tile) in tiles() {
+                    let n = n_in_tile(i);
+                    let of_tile = tile[..c].iter().zip(&tile[c..]);
+                    for ((spread, mean), (tile_mean, tile_spread)) in
+                        spreads.iter_mut().zip(&means).zip(of_tile)
+                    {
+                        let distance = f64::from(*tile_mean) - mean;
+                        *spread += f64::from(*tile_spread) + n * (distance * distance);
+                    }
+                }
+            },
+        );
+        [means, spreads]
     }
 }
