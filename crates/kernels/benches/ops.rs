@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use p2_kernels::attention::{Attention, Order};
 use p2_kernels::conv2d::{Conv2d, Groups, Inputs};
 use p2_kernels::group_norm::{self, Activation, Gradients, GroupNorm};
@@ -36,6 +36,8 @@ fn passes(c: &mut Criterion, name: &str, conv: Conv2d, cpu: Cpu) {
         residual: None,
     };
     let mut group = c.benchmark_group(name);
+    let multiply_adds = conv.n * conv.out_h() * conv.out_w() * conv.weight_len();
+    group.throughput(Throughput::Elements(2 * multiply_adds as u64));
     group.bench_function("forward", |b| b.iter(|| conv.forward(inputs, &mut y, cpu)));
     let mut d_x = x.clone();
     group.bench_function("input gradient", |b| {
@@ -50,10 +52,18 @@ fn passes(c: &mut Criterion, name: &str, conv: Conv2d, cpu: Cpu) {
 
 fn linear(c: &mut Criterion) {
     for (rows, c_in, c_out) in [
+        (BATCH * 32 * 32, 64, 192),
+        (BATCH * 32 * 32, 128, 64),
+        (BATCH * 32 * 32, 192, 64),
         (BATCH * 16 * 16, 128, 384),
         (BATCH * 16 * 16, 128, 128),
-        (BATCH * 32 * 32, 192, 64),
+        (BATCH * 16 * 16, 192, 128),
+        (BATCH * 8 * 8, 128, 384),
         (BATCH, 256, 256),
+        // Of larger networks.
+        (131_072, 256, 128),
+        (8192, 512, 256),
+        (2048, 384, 1152),
     ] {
         for precision in [Precision::F32, Precision::Bf16] {
             let name = format!("linear {rows} x {c_in} to {c_out}, {precision:?}");
@@ -132,8 +142,10 @@ fn attention(c: &mut Criterion) {
         let mut d_qkv = qkv.clone();
         for precision in [Precision::F32, Precision::Bf16] {
             let cpu = Cpu { precision, ..cpu() };
+            let products = 2 * 2 * BATCH * attention.n_positions.pow(2) * attention.channels();
             let name = format!("attention {side}x{side}, 4 heads of 32, {precision:?}");
             let mut group = c.benchmark_group(name);
+            group.throughput(Throughput::Elements(products as u64));
             group.bench_function("forward", |b| {
                 b.iter(|| attention.forward(&qkv, &mut y, cpu));
             });
