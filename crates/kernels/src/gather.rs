@@ -1,7 +1,7 @@
 //! Products whose rows are found in an image: a convolution without a copy of its input.
 
 use crate::cpu::{Cpu, Shared};
-use crate::gemm::{ROWS, RowsTimesPanels, Start};
+use crate::gemm::{Distance, ROWS, RowsTimesPanels, Start};
 use crate::panels::{Panels, Tiles};
 use crate::scratch::Scratch;
 
@@ -45,6 +45,13 @@ impl Gather {
             for first in rows.clone().step_by(ROWS) {
                 let n_rows = ROWS.min(rows.end - first);
                 self.pointers(from.x, &zeros, first, n_rows, &mut a);
+                let next_rows = match self.is_identity() {
+                    true => {
+                        let next = first + n_rows..n_positions.min(first + n_rows + ROWS);
+                        &from.x[next.start * self.channels..next.end * self.channels]
+                    }
+                    false => &[],
+                };
                 let product = RowsTimesPanels {
                     a: &a,
                     k: self.channels,
@@ -55,11 +62,8 @@ impl Gather {
                     out: &shared,
                     first_row: first,
                     n_rows,
+                    distance: Distance::Far { next_rows },
                 };
-                if self.is_identity() {
-                    let next = ROWS.min(rows.end - first - n_rows) * self.channels;
-                    prefetch(&from.x[(first + n_rows) * self.channels..][..next]);
-                }
                 // SAFETY: each pointer is a position's channels, or as many zeros; positions and
                 // panels of tiles are disjoint.
                 unsafe { product.run(cpu.isa) };
@@ -138,6 +142,19 @@ pub(crate) fn prefetch_to_write(address: *mut f32) {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
         // SAFETY: a prefetch changes no value and has no effect at an address that is none.
         unsafe { _mm_prefetch::<_MM_HINT_ET0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Asks for the line of an address for the second-level cache; the address need not be valid.
+#[inline(always)]
+pub(crate) fn prefetch_to_l2(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch changes no value and has no effect at an address that is none.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;

@@ -3,16 +3,25 @@
 //! Every output element is one chain of multiply-adds in the order of k, whatever block it is
 //! computed in. So how the rows are blocked, batched or threaded changes no bit of a result.
 
+mod outer;
+
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
 use crate::cpu::{Isa, Shared};
+use crate::gather::{prefetch_line, prefetch_to_write};
 use crate::lanes::{add, copy, load, read, store, write};
-use crate::panels::{COLS, Panels, Strips};
+use crate::panels::{COLS, Panels};
+use crate::scratch::LINE;
+pub(crate) use outer::{OuterProducts, ROW_STEP};
 
 /// Rows of one block. Blocks with fewer live rows point the others at any readable row.
 pub(crate) const ROWS: usize = 12;
+
+/// How far ahead of the sums rows are asked for. The hardware foresees them within a page alone;
+/// from much farther ahead, rows at distances of powers of two would push each other out.
+const PREFETCHED: usize = 8;
 
 /// What a product's rows start from.
 #[derive(Clone, Copy)]
@@ -20,6 +29,18 @@ pub(crate) enum Start<'a> {
     Zero,
     /// The same row everywhere, `[n]`.
     Bias(&'a [f32]),
+}
+
+/// Where operands and results of a product are.
+#[derive(Clone, Copy)]
+pub(crate) enum Distance<'a> {
+    /// In the first-level cache, or almost.
+    Near,
+    /// Elsewhere: they are asked for in time.
+    Far {
+        /// What the next block reads, or nothing.
+        next_rows: &'a [f32],
+    },
 }
 
 /// `out[r] = start[r] + sum over taps and k of a[tap][r][k] * b[tap * k + k] + residual[r]`, up to
@@ -38,6 +59,7 @@ pub(crate) struct RowsTimesPanels<'a> {
     pub(crate) out: &'a Shared<'a>,
     pub(crate) first_row: usize,
     pub(crate) n_rows: usize,
+    pub(crate) distance: Distance<'a>,
 }
 
 impl RowsTimesPanels<'_> {
@@ -55,6 +77,17 @@ impl RowsTimesPanels<'_> {
     /// All panels, in register tiles of R rows and V vectors (H where so many columns are left).
     #[inline(always)]
     fn panels<S: Simd, const R: usize, const V: usize, const H: usize>(&mut self, simd: S) {
+        match self.distance {
+            Distance::Near => self.panels_at::<S, R, V, H, false>(simd),
+            Distance::Far { .. } => self.panels_at::<S, R, V, H, true>(simd),
+        }
+    }
+
+    #[inline(always)]
+    fn panels_at<S: Simd, const R: usize, const V: usize, const H: usize, const IS_FAR: bool>(
+        &mut self,
+        simd: S,
+    ) {
         let width = V * S::F32_LANES;
         for panel in self.panels.clone() {
             let end = ((panel + 1) * COLS).min(self.b.n);
@@ -62,9 +95,9 @@ impl RowsTimesPanels<'_> {
                 let n_cols = (end - col).min(width);
                 for row in (0..self.n_rows).step_by(R) {
                     if n_cols <= H * S::F32_LANES {
-                        self.tile::<S, R, H>(simd, row, col, n_cols);
+                        self.tile::<S, R, H, IS_FAR>(simd, row, col, n_cols);
                     } else {
-                        self.tile::<S, R, V>(simd, row, col, n_cols);
+                        self.tile::<S, R, V, IS_FAR>(simd, row, col, n_cols);
                     }
                 }
             }
@@ -72,7 +105,7 @@ impl RowsTimesPanels<'_> {
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const V: usize>(
+    fn tile<S: Simd, const R: usize, const V: usize, const IS_FAR: bool>(
         &mut self,
         simd: S,
         first_row: usize,
@@ -85,10 +118,22 @@ impl RowsTimesPanels<'_> {
         copy(&start, &mut acc);
         let mut b = self.b.panel(col / COLS).as_ptr().wrapping_add(col % COLS);
         let b_stride = self.b.row_stride();
+        if IS_FAR {
+            self.prefetch_ends::<S, R, V>(first_row, col);
+        }
+        let next = IS_FAR.then(|| self.next_lines(first_row, col));
+        let (mut next, next_step) = next.flatten().unwrap_or((b, 0));
         for tap in self.a.chunks_exact(ROWS) {
             let mut a = [tap[0]; R];
             a.copy_from_slice(&tap[first_row..first_row + R]);
             for k in 0..self.k {
+                if IS_FAR {
+                    for v in 0..V {
+                        prefetch_line(b.wrapping_add(PREFETCHED * b_stride + v * S::F32_LANES));
+                    }
+                    prefetch_line(next);
+                    next = next.wrapping_add(next_step);
+                }
                 // SAFETY: the panel has b.k = n_taps * k rows of COLS elements, `b_stride` apart; the
                 // rows of `a` have k elements by the contract of `run`.
                 unsafe {
@@ -117,6 +162,34 @@ impl RowsTimesPanels<'_> {
             }
             // SAFETY: nobody else has these columns of the row by the contract of `run`.
             store::<S, V>(*row, unsafe { self.out.tile(start, n_cols) });
+        }
+    }
+
+    /// What the first tile of the last panel asks for, and by how much it steps on.
+    fn next_lines(&self, first_row: usize, col: usize) -> Option<(*const f32, usize)> {
+        match self.distance {
+            Distance::Far { next_rows }
+                if first_row == 0 && col / COLS + 1 == self.panels.end && !next_rows.is_empty() =>
+            {
+                Some((next_rows.as_ptr(), LINE))
+            }
+            _ => None,
+        }
+    }
+
+    /// Asks for what a tile writes and adds: there is time while its sums are computed.
+    #[inline(always)]
+    fn prefetch_ends<S: Simd, const R: usize, const V: usize>(&self, first_row: usize, col: usize) {
+        let start = (self.first_row + first_row) * self.b.n + col;
+        let out = self.out.pointer(start, 1);
+        for r in 0..R {
+            for v in 0..V {
+                let i = r * self.b.n + v * S::F32_LANES;
+                prefetch_to_write(out.wrapping_add(i));
+                if let Some(residual) = self.residual {
+                    prefetch_line(residual.as_ptr().wrapping_add(start + i));
+                }
+            }
         }
     }
 
@@ -177,124 +250,4 @@ pub(crate) enum Sum {
     Set,
     /// Adds to them.
     Add,
-}
-
-/// `out[r][c] = sum over positions of a[position][r] * b[position][c]`, or that added to `out`.
-pub(crate) struct OuterProducts<'a> {
-    pub(crate) a: &'a Strips<'a, ROWS>,
-    pub(crate) b: &'a Strips<'a, COLS>,
-    pub(crate) sum: Sum,
-    /// Rows of `n_cols` elements, one after the other.
-    pub(crate) out: &'a mut [f32],
-    pub(crate) n_cols: usize,
-}
-
-impl OuterProducts<'_> {
-    /// Computes the sums.
-    pub(crate) fn run(self, isa: Isa) {
-        assert_eq!(self.a.n_positions, self.b.n_positions);
-        isa.dispatch(self);
-    }
-
-    /// All sums, in register tiles of R rows (Q where no more are left) and V vectors (H for a
-    /// strip that is half empty).
-    #[inline(always)]
-    fn tiles<S: Simd, const R: usize, const Q: usize, const V: usize, const H: usize>(
-        &mut self,
-        simd: S,
-    ) {
-        let n_rows = self.out.len() / self.n_cols;
-        for col in (0..self.n_cols).step_by(V * S::F32_LANES) {
-            let half_empty = self.n_cols - col <= H * S::F32_LANES;
-            for row in (0..n_rows).step_by(R) {
-                match (half_empty, n_rows - row <= Q) {
-                    (true, _) => self.tile::<S, R, H>(simd, row, col),
-                    (false, true) => self.tile::<S, Q, V>(simd, row, col),
-                    (false, false) => self.tile::<S, R, V>(simd, row, col),
-                }
-            }
-        }
-    }
-
-    #[expect(
-        clippy::needless_range_loop,
-        reason = "constant bounds keep sums in registers"
-    )]
-    #[inline(always)]
-    fn tile<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, row: usize, col: usize) {
-        let n_cols = (V * S::F32_LANES).min(self.n_cols - col);
-        let first = row * self.n_cols + col;
-        // Straight from and to the registers where the tile is whole: a chunk is short.
-        let whole = (n_cols == V * S::F32_LANES)
-            .then(|| {
-                self.out
-                    .get_mut(first..first + (R - 1) * self.n_cols + n_cols)
-            })
-            .flatten()
-            .map(<[f32]>::as_mut_ptr);
-        let mut start = [[simd.splat_f32s(0.0); V]; R];
-        if self.sum == Sum::Add {
-            for (r, start) in start.iter_mut().enumerate() {
-                *start = match whole {
-                    // SAFETY: within `out`.
-                    Some(out) => unsafe { read::<S, V>(out.add(r * self.n_cols)) },
-                    None => load::<S, V>(self.out_of(row + r, col, n_cols)),
-                };
-            }
-        }
-        // A copy of its own, touched by short loops alone: it stays in registers.
-        let mut acc = [[simd.splat_f32s(0.0); V]; R];
-        copy(&start, &mut acc);
-        let (a_stride, b_stride) = (self.a.position_stride(), self.b.position_stride());
-        let mut a = self.a.strip(row / ROWS).as_ptr().wrapping_add(row % ROWS);
-        let mut b = self.b.strip(col / COLS).as_ptr().wrapping_add(col % COLS);
-        for _ in 0..self.a.n_positions {
-            // SAFETY: each position of a strip has ROWS or COLS elements, and R rows from a
-            // multiple of R on are in one strip, since ROWS is one.
-            unsafe {
-                let columns = read::<S, V>(b);
-                for r in 0..R {
-                    let value = simd.splat_f32s(*a.add(r));
-                    for v in 0..V {
-                        acc[r][v] = simd.mul_add_e_f32s(value, columns[v], acc[r][v]);
-                    }
-                }
-            }
-            // The step from the last position may leave the strip.
-            a = a.wrapping_add(a_stride);
-            b = b.wrapping_add(b_stride);
-        }
-        if let Some(out) = whole {
-            for (r, sum) in acc.into_iter().enumerate() {
-                // SAFETY: within `out`.
-                unsafe { write::<S, V>(sum, out.add(r * self.n_cols)) };
-            }
-            return;
-        }
-        let mut done = start;
-        copy(&acc, &mut done);
-        for (r, sum) in done.iter().enumerate() {
-            store::<S, V>(*sum, self.out_of(row + r, col, n_cols));
-        }
-    }
-
-    /// Where some columns of a row go; nowhere for rows behind the last.
-    #[inline(never)]
-    fn out_of(&mut self, row: usize, col: usize, n_cols: usize) -> &mut [f32] {
-        let start = row * self.n_cols + col;
-        self.out.get_mut(start..start + n_cols).unwrap_or_default()
-    }
-}
-
-impl WithSimd for OuterProducts<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        match S::F32_LANES {
-            16 => self.tiles::<S, 12, 4, 2, 1>(simd),
-            8 => self.tiles::<S, 6, 2, 2, 1>(simd),
-            4 => self.tiles::<S, 6, 2, 4, 2>(simd),
-            _ => self.tiles::<S, 1, 1, 32, 16>(simd),
-        }
-    }
 }

@@ -213,7 +213,8 @@ pub(crate) struct Strips<'a, const W: usize> {
 }
 
 impl<'a, const W: usize> Strips<'a, W> {
-    /// Rows that stand `stride` apart, and in which the last strip reads past the end.
+    /// Rows that stand `stride` apart. Where their length is no multiple of [`ROW_STEP`], products
+    /// read past the end of the last.
     pub(crate) fn in_place(rows: &'a [f32], n_positions: usize, stride: usize) -> Self {
         Self {
             data: Data::InPlace(rows),
@@ -265,13 +266,13 @@ impl<'a, const W: usize> Strips<'a, W> {
         self.position_stride
     }
 
-    /// Where the strip starts: W elements at each position, `position_stride` apart.
+    /// Where n channels stand at the first position, `position_stride` from those at the next.
     #[inline(always)]
-    pub(crate) fn strip(&self, strip: usize) -> &[f32] {
-        let start = strip * self.strip_stride;
+    pub(crate) fn channels(&self, first: usize, n: usize) -> *const f32 {
+        let start = first / W * self.strip_stride + first % W;
         match self.n_positions.checked_sub(1) {
-            Some(last) => &self.data.slice()[start..][..last * self.position_stride + W],
-            None => &[],
+            Some(last) => self.data.slice()[start..][..last * self.position_stride + n].as_ptr(),
+            None => self.data.slice().as_ptr(),
         }
     }
 }

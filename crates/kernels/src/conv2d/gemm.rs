@@ -10,12 +10,15 @@ use std::ops::Range;
 use super::{Conv2d, Inputs, sum_groups};
 use crate::cpu::{Cpu, Shared};
 use crate::gather::{Gather, Sources};
-use crate::gemm::{OuterProducts, ROWS, Start, Sum};
+use crate::gemm::{OuterProducts, ROW_STEP, ROWS, Start, Sum};
 use crate::panels::{COLS, Panels, Strips, transpose};
 use crate::scratch::Scratch;
 
 /// Positions whose rows stay in the cache while all taps of a weight gradient pass over them.
 const CHUNK: usize = 512;
+
+/// Most floats of such rows that a second-level cache of 2 MiB holds twice.
+const CACHED_CHUNK: usize = 1 << 18;
 
 /// Multiply-adds per weight above which packing pays: below, it takes as long as the product.
 const PACK_FROM: usize = 512;
@@ -124,16 +127,42 @@ impl Conv2d {
                 };
                 Some(&x[source * self.c_in..][channels.clone()])
             };
-            let a = Strips::pack(n_positions, channels.len(), row, cpu.isa);
+            let (a, next) = match self.reads_in_place(&chunk) {
+                true => (
+                    Strips::in_place(&x[first * self.c_in..], n_positions, self.c_in),
+                    self.next_rows(x, d_y, &chunk),
+                ),
+                false => (
+                    Strips::pack(n_positions, channels.len(), row, cpu.isa),
+                    [&[][..]; 2],
+                ),
+            };
             let sums = OuterProducts {
                 a: &a,
                 b: &b,
                 sum: chunk.sum,
                 out: chunk.d_weight(self, tap),
                 n_cols: self.c_out,
+                next: Some(next),
             };
             sums.run(cpu.isa);
         }
+    }
+
+    /// Whether a chunk reads whole rows of `x`, and two chunks of them fit the cache: then their
+    /// products read them where they are, and ask for those of the next chunk.
+    fn reads_in_place(&self, chunk: &Chunk<'_>) -> bool {
+        self.is_linear()
+            && chunk.channels.len() == self.c_in
+            && self.c_in.is_multiple_of(ROW_STEP)
+            && CHUNK * (self.c_in + self.c_out) <= CACHED_CHUNK
+    }
+
+    /// The rows of `x` and `d_y` in the chunk after one.
+    fn next_rows<'a>(&self, x: &'a [f32], d_y: &'a [f32], chunk: &Chunk<'_>) -> [&'a [f32]; 2] {
+        let first = chunk.positions.end;
+        let end = (first + CHUNK).min(d_y.len() / self.c_out);
+        [(x, self.c_in), (d_y, self.c_out)].map(|(rows, width)| &rows[first * width..end * width])
     }
 
     /// Cuts the sums of a weight gradient into groups of positions and tiles of input channels,

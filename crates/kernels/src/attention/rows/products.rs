@@ -5,7 +5,7 @@ use crate::attention::{Head, Places};
 use crate::bf16::avx512::{Bf16, Ends, Pairs};
 use crate::bf16::round;
 use crate::cpu::{Cpu, Isa, Precision, Shared};
-use crate::gemm::{OuterProducts, ROWS, RowsTimesPanels, Start, Sum};
+use crate::gemm::{Distance, OuterProducts, ROWS, RowsTimesPanels, Start, Sum};
 use crate::panels::{COLS, Panels, Strips};
 use crate::scratch::Scratch;
 
@@ -191,6 +191,7 @@ impl Products {
                     sum,
                     out,
                     n_cols: d,
+                    next: None,
                 };
                 sums.run(self.cpu.isa);
             }
@@ -250,6 +251,7 @@ fn multiply<'a>(row: impl Fn(usize) -> &'a [f32], b: &Panels<'_>, out: &mut [f32
             out: &out,
             first_row,
             n_rows: live,
+            distance: Distance::Near,
         };
         // SAFETY: each row has b.k elements, and `out` is this function's.
         unsafe { block.run(isa) };
