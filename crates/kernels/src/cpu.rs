@@ -264,17 +264,17 @@ struct OwnLine(AtomicUsize);
 /// A buffer whose tiles are written by different threads.
 ///
 /// The one place where kernels share mutable memory.
-pub(crate) struct Shared<'a> {
-    data: *mut f32,
+pub(crate) struct Shared<'a, T = f32> {
+    data: *mut T,
     len: usize,
-    lifetime: std::marker::PhantomData<&'a mut [f32]>,
+    lifetime: std::marker::PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: every access goes through `tile`, whose callers promise disjoint ranges.
-unsafe impl Sync for Shared<'_> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    pub(crate) fn new(data: &'a mut [f32]) -> Self {
+impl<'a, T> Shared<'a, T> {
+    pub(crate) fn new(data: &'a mut [T]) -> Self {
         Self {
             data: data.as_mut_ptr(),
             len: data.len(),
@@ -290,14 +290,14 @@ impl<'a> Shared<'a> {
         clippy::mut_from_ref,
         reason = "the caller promises that tiles are disjoint"
     )]
-    pub(crate) unsafe fn tile(&self, start: usize, len: usize) -> &mut [f32] {
+    pub(crate) unsafe fn tile(&self, start: usize, len: usize) -> &mut [T] {
         // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(start, len), len) }
     }
 
     /// Where the elements `start .. start + len` are, for those who write some of them.
     #[inline(always)]
-    pub(crate) fn pointer(&self, start: usize, len: usize) -> *mut f32 {
+    pub(crate) fn pointer(&self, start: usize, len: usize) -> *mut T {
         assert!(
             start + len <= self.len,
             "tile {start}+{len} of {}",
