@@ -4,6 +4,7 @@
 
 pub mod attention;
 pub mod conv2d;
+pub mod dropout;
 pub mod elementwise;
 pub mod group_norm;
 mod joined;

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use p2_nn::op::Joined;
 use p2_nn::op::attention::{self, Order};
 use p2_nn::op::conv2d::{self, Filter, Geometry};
+use p2_nn::op::dropout::{Piece, dropout};
 use p2_nn::op::elementwise;
 use p2_nn::op::group_norm::{self, Activation, Affine};
 use p2_nn::op::resample;
@@ -343,6 +344,43 @@ fn resampling() {
     assert!(resample::avg_pool2(&odd).is_err());
 }
 
+/// Drops elements 1, 3 and 6 of each eight of image 0, more of the others.
+fn some_dropped(piece: Piece, dropped: &mut [u8]) {
+    dropped.fill(0b0100_1010 | piece.image as u8);
+}
+
+#[test]
+fn dropout_multiplies_by_0_or_a_constant() {
+    for shape in [[2, 3, 4, 5], [3, 1, 1, 1], [1, 5, 3, 33], [0, 2, 2, 3]] {
+        let inputs = [var(&shape, 0.1)];
+        let [x] = &inputs;
+        let [n, h, w, c] = shape;
+        let n_elements = h * w * c;
+        let factors = (0..n * n_elements).map(|idx| {
+            let (image, i) = (idx / n_elements, idx % n_elements);
+            f32::from(1 - ((0b0100_1010 | image as u8) >> (i % 8) & 1)) * 1.25
+        });
+        let factors = Tensor::from_iter(factors, &Device::Cpu).unwrap();
+        let factors = factors.reshape(&shape).unwrap();
+        let what = format!("dropout of {shape:?}");
+        check(
+            &what,
+            &inputs,
+            |[x]| dropout(x, 1.25, some_dropped),
+            |[x]| x * &factors,
+        );
+        // Where there is no kernel.
+        let tape = Tape::recording(cpu(), Recompute::Nothing);
+        let wide = tape.input(&x.to_dtype(DType::F64).unwrap());
+        let y = dropout(&wide, 1.25, some_dropped).unwrap();
+        let expected = (x.as_tensor() * &factors).unwrap();
+        assert_close(&what, &y.value().to_dtype(DType::F32).unwrap(), &expected);
+        let gradients = y.backward(&y.value().ones_like().unwrap()).unwrap();
+        let gradient = gradients.of(&wide).unwrap().to_dtype(DType::F32).unwrap();
+        assert_close(&what, &gradient, &factors);
+    }
+}
+
 #[test]
 fn elementwise_ops() {
     let pair = [var(&[2, 3, 4, 5], 0.1), var(&[2, 3, 4, 5], 0.2)];
@@ -353,12 +391,6 @@ fn elementwise_ops() {
         &pair,
         |[a, b]| elementwise::add(a, b),
         |[a, b]| a + b,
-    );
-    check(
-        "mask",
-        &single,
-        |[a]| elementwise::mask(a, &pair[1]),
-        |[a]| a * pair[1].as_tensor(),
     );
     check(
         "add_per_image",

@@ -318,11 +318,19 @@ fn what_is_computed_again_has_the_same_gradients() {
     };
     let kept = gradients(Recompute::Nothing);
     assert_eq!(kept, gradients(Recompute::Norms));
-    // A block adds up the gradients of its input before those from elsewhere: another order of sums.
-    for (param, (kept, again)) in kept.iter().zip(gradients(Recompute::Blocks)).enumerate() {
-        let values = || kept.iter().map(|bits| f32::from_bits(*bits));
-        let largest = values().fold(0.0, |max: f32, value| max.max(value.abs()));
-        for (kept, again) in values().zip(again.into_iter().map(f32::from_bits)) {
+    assert_another_order_of_sums(&kept, &gradients(Recompute::Blocks));
+}
+
+/// Gradients of parameters with and without [`Recompute::Blocks`]: a block adds up the gradients of its input
+/// before those from elsewhere.
+fn assert_another_order_of_sums(kept: &[Vec<u32>], again: &[Vec<u32>]) {
+    assert_eq!(kept.len(), again.len());
+    for (param, (kept, again)) in kept.iter().zip(again).enumerate() {
+        let [kept, again] = [kept, again].map(|bits| bits.iter().map(|bits| f32::from_bits(*bits)));
+        let largest = kept
+            .clone()
+            .fold(0.0, |max: f32, value| max.max(value.abs()));
+        for (kept, again) in kept.zip(again) {
             let difference = (kept - again).abs();
             assert!(
                 difference <= 1e-4 * largest + 1e-5,
@@ -336,21 +344,49 @@ fn what_is_computed_again_has_the_same_gradients() {
 struct DropAll;
 
 impl Dropout for DropAll {
-    fn fill(&self, _: DropoutSite, mask: &mut [f32]) {
-        mask.fill(0.0);
+    fn kept(&self) -> f32 {
+        1.0
+    }
+
+    fn fill(&self, _: DropoutSite, dropped: &mut [u8]) {
+        dropped.fill(0xff);
     }
 }
 
+/// Drops nothing, and remembers what it was asked for.
 #[derive(Debug)]
-struct Sites(std::sync::Mutex<Vec<(usize, u64, usize)>>);
+struct Sites(std::sync::Mutex<Vec<(usize, u64, usize, usize)>>);
 
 impl Dropout for Sites {
-    fn fill(&self, at: DropoutSite, mask: &mut [f32]) {
-        mask.fill(1.0);
-        self.0
-            .lock()
-            .unwrap()
-            .push((at.image, at.layer, mask.len()));
+    fn kept(&self) -> f32 {
+        1.0
+    }
+
+    fn fill(&self, at: DropoutSite, dropped: &mut [u8]) {
+        dropped.fill(0);
+        let mut sites = self.0.lock().unwrap();
+        sites.push((at.image, at.layer, at.first, dropped.len()));
+    }
+}
+
+/// About a quarter, as a function of image, layer and element alone.
+#[derive(Debug)]
+struct Quarter {
+    first_image: usize,
+}
+
+impl Dropout for Quarter {
+    fn kept(&self) -> f32 {
+        4.0 / 3.0
+    }
+
+    fn fill(&self, at: DropoutSite, dropped: &mut [u8]) {
+        for (i, byte) in dropped.iter_mut().enumerate() {
+            let place = (self.first_image + at.image) as u64 + 10 * at.layer;
+            let mixed =
+                (place * 1_000_003 + (at.first / 8 + i) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            *byte = (mixed >> 40 & mixed >> 50) as u8;
+        }
     }
 }
 
@@ -389,14 +425,72 @@ fn dropout_has_a_mask_of_its_own_per_image_and_residual_block() {
     let drop_all: Rc<dyn Dropout> = Rc::new(DropAll);
     assert_ne!(run(None), run(Some(&drop_all)));
     let mut sites = std::mem::take(&mut *sites.0.lock().unwrap());
-    let n_sites = sites.len();
     sites.sort_unstable();
-    sites.dedup();
+    // 16×16×32 elements and less: one piece each.
+    assert!(sites.iter().all(|&(_, _, first, _)| first == 0));
+    let n_sites = sites.len();
+    sites.dedup_by_key(|&mut (image, layer, ..)| (image, layer));
     assert_eq!(
         (sites.len(), n_sites),
         (2 * 10, 2 * 10),
         "two images, ten residual blocks"
     );
+}
+
+#[test]
+fn dropout_has_the_same_bits_on_any_number_of_threads_and_computed_again() {
+    let config = UNetConfig {
+        dropout: 0.25,
+        ..tiny()
+    };
+    let unet = UNet::new(config, &mut some_values).unwrap();
+    let run = |n_threads, recompute| {
+        let tape = Tape::recording(Cpu::best(Threads::new(n_threads)), recompute);
+        let dropout: Rc<dyn Dropout> = Rc::new(Quarter { first_image: 0 });
+        let input = Input {
+            x_t: &tape.constant(&waves()),
+            t: &[5.0, 400.0],
+            labels: None,
+            dropout: Some(&dropout),
+        };
+        let y = unet.forward(input).unwrap();
+        let gradients = y.backward(y.value()).unwrap();
+        let gradients = gradients.into_tensors(unet.params()).unwrap();
+        let gradients = gradients.iter().map(bits).collect::<Vec<_>>();
+        (bits(y.value()), gradients)
+    };
+    let expected = run(1, Recompute::Nothing);
+    for n_threads in [1, 2, 3, 8] {
+        for recompute in [Recompute::Nothing, Recompute::Norms] {
+            assert_eq!(expected, run(n_threads, recompute), "{n_threads} threads");
+        }
+        let (value, gradients) = run(n_threads, Recompute::Blocks);
+        assert_eq!(expected.0, value, "{n_threads} threads, blocks again");
+        assert_another_order_of_sums(&expected.1, &gradients);
+    }
+}
+
+#[test]
+fn an_image_is_dropped_from_alike_in_any_batch() {
+    let config = UNetConfig {
+        dropout: 0.25,
+        ..tiny()
+    };
+    let unet = UNet::new(config, &mut some_values).unwrap();
+    let (x, t) = (waves(), [5.0, 400.0]);
+    let run = |images: std::ops::Range<usize>| {
+        let tape = Tape::inference(cpu());
+        let first_image = images.start;
+        let dropout: Rc<dyn Dropout> = Rc::new(Quarter { first_image });
+        let input = Input {
+            x_t: &tape.constant(&x.narrow(0, images.start, images.len()).unwrap()),
+            t: &t[images],
+            labels: None,
+            dropout: Some(&dropout),
+        };
+        bits(unet.forward(input).unwrap().value())
+    };
+    assert_eq!(run(0..2), [run(0..1), run(1..2)].concat());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Random numbers as a pure function of (seed, stream, index): nothing else moves a draw.
 
+use p2_kernels::Isa;
+use p2_kernels::chacha8::{DRAWS_PER_BLOCK, draws_below};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng};
 
@@ -53,14 +55,14 @@ impl Draws {
 
     /// Like [`Draws::at`] with one more coordinate, such as a layer or a sampling step.
     pub fn at_lane(seed: u64, stream: Stream, index: u64, lane: u64) -> Self {
-        let mut key = [0; 32];
-        for (bytes, word) in key
-            .chunks_exact_mut(8)
-            .zip([seed, stream as u64, index, lane])
+        let mut seed_bytes = [0; 32];
+        for (bytes, word) in seed_bytes
+            .chunks_exact_mut(4)
+            .zip(key(seed, stream, index, lane))
         {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
-        Self(ChaCha8Rng::from_seed(key))
+        Self(ChaCha8Rng::from_seed(seed_bytes))
     }
 
     /// Uniform in `[0, 1)`, with 53 random bits.
@@ -103,6 +105,59 @@ impl Draws {
     }
 }
 
+/// Which [`Draws::uniform`] of one (seed, stream, index, lane) are below a probability: many at once, and from
+/// anywhere on.
+#[derive(Debug, Clone)]
+pub struct Trials {
+    key: [u32; 8],
+    /// Draws of 64 bits below this one are below the probability.
+    threshold: u64,
+}
+
+impl Trials {
+    /// The trials of `index` in `stream` with a probability below 1.
+    pub fn at_lane(seed: u64, stream: Stream, index: u64, lane: u64, probability: f64) -> Self {
+        // A draw is its upper 53 bits times 2^-53, so it is below as many of their values as there are whole
+        // numbers below p 2^53, which is exact.
+        let n_below = (probability * 2f64.powi(53)).ceil() as u64;
+        Self {
+            key: key(seed, stream, index, lane),
+            threshold: n_below << 11,
+        }
+    }
+
+    /// Sets bit `i % 8` of `below[i / 8]` where draw `first + i` is below the probability, and clears the others.
+    ///
+    /// # Panics
+    /// If `first` is not a multiple of 8.
+    pub fn fill(&self, first: u64, below: &mut [u8], isa: Isa) {
+        let draws_per_block = DRAWS_PER_BLOCK as u64;
+        assert!(
+            first.is_multiple_of(draws_per_block),
+            "draws from {first} on"
+        );
+        draws_below(
+            self.threshold,
+            &self.key,
+            first / draws_per_block,
+            below,
+            isa,
+        );
+    }
+}
+
+/// The key of a generator: the four coordinates one after another.
+fn key(seed: u64, stream: Stream, index: u64, lane: u64) -> [u32; 8] {
+    let mut key = [0; 8];
+    for (words, word) in key
+        .chunks_exact_mut(2)
+        .zip([seed, stream as u64, index, lane])
+    {
+        words.copy_from_slice(&[word as u32, (word >> 32) as u32]);
+    }
+    key
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +179,56 @@ mod tests {
         ] {
             assert_ne!(base, other);
         }
+    }
+
+    #[test]
+    fn trials_are_the_uniform_draws_compared_one_at_a_time() {
+        // 2^-53 is the least draw above 0; with 0.5 and 0.375 draws can be equal to the probability.
+        for probability in [
+            0.0,
+            2f64.powi(-53),
+            1e-3,
+            0.1,
+            0.375,
+            0.5,
+            1.0 - 2f64.powi(-53),
+        ] {
+            let mut draws = Draws::at_lane(1, Stream::Dropout, u64::MAX, 3);
+            let expected: Vec<u8> = (0..5000)
+                .map(|_| {
+                    let bit = |i| u8::from(draws.uniform() < probability) << i;
+                    (0..8).map(bit).sum()
+                })
+                .collect();
+            let trials = Trials::at_lane(1, Stream::Dropout, u64::MAX, 3, probability);
+            for isa in Isa::available() {
+                for n_bytes in [1, 15, 16, 17, 2048, 5000] {
+                    let mut below = vec![0; 5000];
+                    for (i, piece) in below.chunks_mut(n_bytes).enumerate() {
+                        trials.fill((8 * i * n_bytes) as u64, piece, isa);
+                    }
+                    assert_eq!(below, expected, "{probability} by {n_bytes} on {isa:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn trials_draw_what_they_drew_in_version_0_1() {
+        // From a ChaCha8 in Python: key (seed, 5, index, lane), 64 bits a draw, `(u >> 11) * 2.0**-53 < p`.
+        for (index, lane, p, first, expected) in [
+            (12, 3, 0.25, 0, [32, 73, 4, 192]),
+            (12, 3, 0.25, 40_000, [160, 59, 1, 44]),
+        ] {
+            let trials = Trials::at_lane(1, Stream::Dropout, index, lane, p);
+            let mut below = [0; 4];
+            trials.fill(first, &mut below, Isa::best());
+            assert_eq!(below, expected);
+        }
+        let mut below = [0; 16];
+        let trials = Trials::at_lane(7, Stream::Dropout, (1 << 33) + 5, 41, 0.1);
+        trials.fill(0, &mut below, Isa::best());
+        assert_eq!(below, [0, 0, 0, 1, 0, 4, 0, 8, 160, 0, 8, 64, 7, 133, 3, 0]);
     }
 
     #[test]

@@ -217,6 +217,7 @@ impl Trainer {
             seed: self.run.train.seed,
             first_image_idx: batch.first_image_idx + first as u64,
             probability: self.run.model.dropout,
+            isa: self.model.cpu().isa,
         });
         let recompute = recompute(self.run.train.recompute);
         let tape = Tape::recording(self.model.cpu(), recompute);

@@ -1,4 +1,4 @@
-//! SiLU, sums, products with a mask, and joined channels.
+//! SiLU, sums, and joined channels.
 
 use candle_core::{D, Tensor};
 use p2_kernels::elementwise as kernel;
@@ -75,14 +75,6 @@ pub fn add_per_image(x: &Node, shift: &Node) -> Result<Node> {
         let (n, c) = shift.dims2()?;
         x.broadcast_add(&shift.reshape((n, 1, 1, c))?)
     })
-}
-
-/// `x` times constants of the same shape.
-///
-/// # Errors
-/// If the shapes differ.
-pub fn mask(x: &Node, mask: &Tensor) -> Result<Node> {
-    composed("elementwise", [x], |[x]| x * mask)
 }
 
 /// Rows of a table: `[entries, C]` to `[N, C]`.

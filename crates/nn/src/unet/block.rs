@@ -1,23 +1,28 @@
 //! The blocks of the U-Net: residual block, attention block, and the two resampling convolutions.
 
-use candle_core::Tensor;
-
 use super::config::{TimeConditioning, UNetConfig};
 use crate::Result;
 use crate::layer::{Conv2d, ConvSize, GroupNorm, Linear, Start};
 use crate::op::Joined;
 use crate::op::attention::{self, attention};
-use crate::op::elementwise::{add_per_image, mask};
+use crate::op::dropout::{Piece, dropout};
+use crate::op::elementwise::add_per_image;
 use crate::op::group_norm::Activation;
 use crate::op::resample::{avg_pool2, upsample2};
 use crate::params::Builder;
 use crate::tape::Node;
 
 /// Where dropout masks come from, so that the caller decides what they depend on.
-pub trait Dropout: std::fmt::Debug {
-    /// Fills `mask`, the elements of one image at one layer, with 0 for dropped and
-    /// `1 / (1 - p)` for kept.
-    fn fill(&self, at: DropoutSite, mask: &mut [f32]);
+pub trait Dropout: std::fmt::Debug + Sync {
+    /// What kept elements are multiplied by: `1 / (1 - p)`.
+    fn kept(&self) -> f32;
+
+    /// Sets bit `i % 8` of `dropped[i / 8]` where element i from [`DropoutSite::first`] on is dropped,
+    /// and clears the others.
+    ///
+    /// An image is asked for in pieces, in any order and from several threads; more than once, if a block is
+    /// computed again for its gradients.
+    fn fill(&self, at: DropoutSite, dropped: &mut [u8]);
 }
 
 /// Which mask is wanted.
@@ -27,6 +32,8 @@ pub struct DropoutSite {
     pub image: usize,
     /// The residual block, numbered from the input on.
     pub layer: u64,
+    /// The first element that is wanted of the image at this layer; a multiple of 8.
+    pub first: usize,
 }
 
 /// What a residual block does to the size of its input.
@@ -143,24 +150,18 @@ impl ResBlock {
         self.out_conv.forward_onto(&h, &x)
     }
 
-    fn drop(&self, h: &Node, dropout: &dyn Dropout) -> Result<Node> {
-        let (n, height, width, c) = h.value().dims4()?;
-        let mut values = vec![0.0; n * height * width * c];
-        for (image, mask) in values
-            .chunks_exact_mut(height * width * c)
-            .enumerate()
-            .take(n)
-        {
-            dropout.fill(
+    fn drop(&self, h: &Node, masks: &dyn Dropout) -> Result<Node> {
+        dropout(h, masks.kept(), |Piece { image, first }, dropped| {
+            let layer = self.layer;
+            masks.fill(
                 DropoutSite {
                     image,
-                    layer: self.layer,
+                    layer,
+                    first,
                 },
-                mask,
+                dropped,
             );
-        }
-        let device = h.value().device();
-        mask(h, &Tensor::from_vec(values, h.dims(), device)?)
+        })
     }
 }
 

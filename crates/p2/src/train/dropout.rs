@@ -1,8 +1,9 @@
 //! Dropout masks as a function of (seed, image of the run, layer).
 
+use p2_kernels::Isa;
 use p2_nn::unet::{Dropout, DropoutSite};
 
-use crate::rng::{Draws, Stream};
+use crate::rng::{Stream, Trials};
 
 /// The masks of one micro-batch.
 #[derive(Debug)]
@@ -12,48 +13,63 @@ pub(super) struct RunDropout {
     pub(super) first_image_idx: u64,
     /// Share of activations dropped.
     pub(super) probability: f64,
+    /// What draws the masks; it changes no bit of them.
+    pub(super) isa: Isa,
 }
 
 impl Dropout for RunDropout {
-    fn fill(&self, at: DropoutSite, mask: &mut [f32]) {
+    fn kept(&self) -> f32 {
+        (1.0 / (1.0 - self.probability)) as f32
+    }
+
+    fn fill(&self, at: DropoutSite, dropped: &mut [u8]) {
         let image_idx = self.first_image_idx + at.image as u64;
-        let mut draws = Draws::at_lane(self.seed, Stream::Dropout, image_idx, at.layer);
-        let kept = (1.0 / (1.0 - self.probability)) as f32;
-        for value in mask {
-            *value = if draws.uniform() < self.probability {
-                0.0
-            } else {
-                kept
-            };
-        }
+        let (layer, first) = (at.layer, at.first as u64);
+        Trials::at_lane(
+            self.seed,
+            Stream::Dropout,
+            image_idx,
+            layer,
+            self.probability,
+        )
+        .fill(first, dropped, self.isa);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::Draws;
 
-    fn mask(first_image_idx: u64, image: usize, layer: u64) -> Vec<f32> {
+    const N_BYTES: usize = 5000;
+
+    fn mask(first_image_idx: u64, image: usize, layer: u64) -> Vec<u8> {
         let dropout = RunDropout {
             seed: 1,
             first_image_idx,
             probability: 0.25,
+            isa: Isa::best(),
         };
-        let mut mask = vec![f32::NAN; 40_000];
-        dropout.fill(DropoutSite { image, layer }, &mut mask);
-        mask
+        let mut dropped = vec![0; N_BYTES];
+        for (i, piece) in dropped.chunks_mut(2048).enumerate() {
+            let first = i * 8 * 2048;
+            dropout.fill(
+                DropoutSite {
+                    image,
+                    layer,
+                    first,
+                },
+                piece,
+            );
+        }
+        dropped
     }
 
     #[test]
-    fn masks_drop_their_share_and_keep_the_mean() {
-        let mask = mask(0, 0, 0);
-        let n_dropped = mask.iter().filter(|&&value| value == 0.0).count();
-        assert!(
-            (n_dropped as f64 / 40_000.0 - 0.25).abs() < 0.01,
-            "{n_dropped} dropped"
-        );
-        let mean = mask.iter().sum::<f32>() / 40_000.0;
-        assert!((mean - 1.0).abs() < 0.015, "mean {mean}");
+    fn masks_drop_their_share() {
+        let n_dropped: u32 = mask(0, 0, 0).iter().map(|byte| byte.count_ones()).sum();
+        let share = f64::from(n_dropped) / (8 * N_BYTES) as f64;
+        assert!((share - 0.25).abs() < 0.01, "{share} dropped");
     }
 
     #[test]
@@ -61,5 +77,20 @@ mod tests {
         assert_eq!(mask(10, 2, 3), mask(12, 0, 3));
         assert_ne!(mask(10, 2, 3), mask(10, 1, 3));
         assert_ne!(mask(10, 2, 3), mask(10, 2, 4));
+    }
+
+    #[test]
+    fn an_element_is_dropped_where_its_uniform_draw_is_below_the_probability() {
+        let mut draws = Draws::at_lane(1, Stream::Dropout, 12, 3);
+        for (byte, dropped) in mask(10, 2, 3).into_iter().enumerate() {
+            for bit in 0..8 {
+                let expected = draws.uniform() < 0.25;
+                assert_eq!(
+                    dropped >> bit & 1 == 1,
+                    expected,
+                    "element {byte} * 8 + {bit}"
+                );
+            }
+        }
     }
 }
