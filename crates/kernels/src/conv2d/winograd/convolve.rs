@@ -70,7 +70,12 @@ impl Convolution<'_> {
                         let panel = &filters[col / COLS * panel_len(depth)..][..panel_len(depth)];
                         let size = [depth, panel_cols(col, cols)];
                         let into = (col - first_col, Sums::Set);
-                        products.multiply((&inputs, layout), (panel, depth), size, into, cpu);
+                        let inputs = Inputs {
+                            values: &inputs,
+                            layout,
+                            are_far: false,
+                        };
+                        products.multiply(inputs, (panel, depth), size, into, cpu);
                     }
                     self.transform_outputs(&products, range.clone(), part, &y, cpu);
                 }
@@ -111,8 +116,11 @@ impl Convolution<'_> {
                 });
                 let from = first_k / layout.chunk * layout.chunk_stride;
                 let size = [depths.len(), panel_cols(part.start, cols)];
-
-                let inputs = (&inputs[from..], layout);
+                let inputs = Inputs {
+                    values: &inputs[from..],
+                    layout,
+                    are_far: true,
+                };
                 products.multiply(inputs, (&filters, DEEP_DEPTH), size, (0, sums), cpu);
                 sums = Sums::Continue;
             }
@@ -192,6 +200,15 @@ impl Convolution<'_> {
     }
 }
 
+/// Transformed inputs, from some depth on.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    values: &'a [f32],
+    layout: Layout,
+    /// In a cache of all threads, not in one's own.
+    are_far: bool,
+}
+
 /// The products of some tiles and columns, `[36, tile, cols]`.
 struct Block {
     sums: Scratch,
@@ -215,17 +232,18 @@ impl Block {
     /// `n_cols` columns; the products go to the columns from `col` on.
     fn multiply(
         &mut self,
-        (inputs, layout): (&[f32], Layout),
+        inputs: Inputs<'_>,
         (panel, room): (&[f32], usize),
         [depth, n_cols]: [usize; 2],
         (col, sums): (usize, Sums),
         cpu: Cpu,
     ) {
         let products = Products {
-            a: inputs,
-            a_position: layout.position_stride,
+            a: inputs.values,
+            a_position: inputs.layout.position_stride,
             rows: Rows::Chunked {
-                chunk_stride: layout.chunk_stride,
+                chunk_stride: inputs.layout.chunk_stride,
+                is_far: inputs.are_far,
             },
             b: panel,
             b_position: position_stride(room),

@@ -25,7 +25,11 @@ const PREFETCHED_DEPTHS: usize = 16;
 #[derive(Clone, Copy)]
 pub(super) enum Rows {
     /// At `k / 16 * chunk_stride + r * 16 + k % 16`. Rows at constant distances need one address.
-    Chunked { chunk_stride: usize },
+    Chunked {
+        chunk_stride: usize,
+        /// In a cache of all threads, so that a chunk is asked for before its turn.
+        is_far: bool,
+    },
     /// At `k * stride + r`: the transpose of a matrix of `stride` columns.
     Transposed { stride: usize },
 }
@@ -69,7 +73,7 @@ impl Products<'_> {
         let n_rows = self.n_rows.next_multiple_of(ROW_STEP);
         let last_k = self.depth.saturating_sub(1);
         let a_end = match self.rows {
-            Rows::Chunked { chunk_stride } => {
+            Rows::Chunked { chunk_stride, .. } => {
                 last_k / DEPTH_CHUNK * chunk_stride + n_rows * DEPTH_CHUNK
             }
             Rows::Transposed { stride } => last_k * stride + n_rows,
@@ -98,11 +102,15 @@ impl Products<'_> {
         simd: S,
     ) {
         match self.rows {
-            Rows::Chunked { chunk_stride } => {
+            Rows::Chunked {
+                chunk_stride,
+                is_far,
+            } => {
                 let walk = Walk {
                     chunk: DEPTH_CHUNK,
                     chunk_stride,
                     step: 1,
+                    is_far,
                 };
                 self.walk::<S, R1, R2, R3, V, H, DEPTH_CHUNK>(simd, walk);
             }
@@ -111,6 +119,7 @@ impl Products<'_> {
                     chunk: self.depth,
                     chunk_stride: 0,
                     step: stride,
+                    is_far: false,
                 };
                 self.walk::<S, R1, R2, R3, V, H, 1>(simd, walk);
             }
@@ -210,6 +219,7 @@ struct Walk {
     chunk: usize,
     chunk_stride: usize,
     step: usize,
+    is_far: bool,
 }
 
 /// Where a register block goes.
@@ -285,6 +295,10 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
     while left > 0 {
         let n = left.min(walk.chunk);
         let mut a = a_chunk;
+        if walk.is_far {
+            let next = a.wrapping_add(walk.chunk_stride);
+            (0..R).for_each(|r| prefetch_line(next.wrapping_add(r * ROW)));
+        }
         for _ in 0..n {
             // SAFETY: readable by contract.
             unsafe {
@@ -292,10 +306,8 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
                 if ROW == 1 {
                     prefetch_line(a.wrapping_add(PREFETCHED_DEPTHS * walk.step));
                 } else {
-                    for v in 0..V {
-                        let first = PREFETCHED_DEPTHS * COLS + v * S::F32_LANES;
-                        prefetch_line(b.wrapping_add(first));
-                    }
+                    let later = b.wrapping_add(PREFETCHED_DEPTHS * COLS);
+                    (0..V).for_each(|v| prefetch_line(later.wrapping_add(v * S::F32_LANES)));
                 }
                 for r in 0..R {
                     let value = simd.splat_f32s(*a.add(r * ROW));
