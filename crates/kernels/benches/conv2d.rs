@@ -87,6 +87,8 @@ fn convolution(criterion: &mut Criterion, [n, c_in, c_out, side]: [usize; 4], cp
 }
 
 fn main() {
+    // The pages that the program has.
+    p2_kernels::process::keep_freed_pages();
     let mut criterion = Criterion::default().configure_from_args();
     convolutions(&mut criterion);
     criterion.final_summary();

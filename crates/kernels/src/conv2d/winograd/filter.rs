@@ -265,7 +265,8 @@ unsafe fn transform_sums<S: Simd>(
             let mut sum = simd.splat_f32s(0.0);
             for group in groups {
                 // SAFETY: in bounds by contract.
-                let value = unsafe { load(simd, group.as_ptr().add(from), S::F32_LANES) };
+                let value =
+                    unsafe { load::<S, true>(simd, group.as_ptr().add(from), S::F32_LANES) };
                 sum = simd.add_f32s(sum, value);
             }
             sum
@@ -273,7 +274,7 @@ unsafe fn transform_sums<S: Simd>(
         #[inline(always)]
         |y, x, value| {
             // SAFETY: writable by contract.
-            unsafe { store(simd, value, out[y * TAPS + x].add(first), n) };
+            unsafe { store::<S, false>(simd, value, out[y * TAPS + x].add(first), n) };
         },
     );
 }

@@ -123,7 +123,7 @@ impl WeightGradient<'_> {
         cpu: Cpu,
     ) {
         bias.fill(0.0);
-        let zeros = vec![0.0; sums.rows.len()];
+        let zeros = vec![0.0; sums.rows.len().max(sums.cols.len())];
         let block_tiles = self.block_tiles(range.len());
         let mut operands = Operands::new([sums.rows.clone(), sums.cols.clone()], block_tiles);
         let mut write = Sums::Set;
@@ -170,7 +170,7 @@ impl WeightGradient<'_> {
         let waiting = Shared::new(&mut waiting);
         let bias_len = self.c_out.next_multiple_of(LINE);
         let mut bias = Scratch::new(n_tiles.div_ceil(TASK_TILES) * bias_len);
-        let zeros = vec![0.0; self.c_in];
+        let zeros = vec![0.0; self.c_in.max(self.c_out)];
         let d_weight = Shared::new(d_weight);
         for start in (0..n_tiles).step_by(chunk_tiles) {
             let range = start..n_tiles.min(start + chunk_tiles);
@@ -244,6 +244,7 @@ impl WeightGradient<'_> {
             d_y: self.d_y,
             channels: self.c_out,
             part: gradients.1.clone(),
+            zeros,
             range,
             into: &gradients.0,
             slot,

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::tile::{Layout, Planes, Tiles, load, store};
+use super::tile::{Planes, Tiles, load, store};
 use super::transform::{self, IN, OUT, POSITIONS};
 use crate::cpu::Shared;
 use crate::gather::{prefetch_line, prefetch_to_write};
@@ -32,24 +32,28 @@ impl WithSimd for TransformInput<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         assert_eq!(self.into.n_channels, self.part.len());
-        let mut next = self.sources(self.range.start);
-        for (tile, slot) in self.range.clone().zip(self.slot..) {
-            let sources = next;
+        let stride = self.into.layout.position_stride;
+        let mut sources = [[std::ptr::null(); POSITIONS]; 2];
+        self.locate(self.range.start, &mut sources[0]);
+        for (idx, tile) in self.range.clone().enumerate() {
             if tile + 1 < self.range.end {
-                next = self.sources(tile + 1);
+                self.locate(tile + 1, &mut sources[(idx + 1) % 2]);
             }
+            let [now, next] = [&sources[idx % 2], &sources[(idx + 1) % 2]];
             self.into.for_each_vector(
-                slot,
+                self.slot + idx,
                 S::F32_LANES,
                 #[inline(always)]
                 |channels, out| {
-                    for source in &next {
-                        prefetch_line(source.wrapping_add(channels.start));
-                    }
+                    prefetch_inner(next, channels.start);
                     // SAFETY: each source has the channels of `part`; `into` has room for a vector
                     // at each position by the contract of `for_each_vector`.
                     unsafe {
-                        transform_input(simd, &sources, &channels, out, &self.into.layout);
+                        if channels.len() == S::F32_LANES {
+                            transform_input::<S, true>(simd, now, &channels, (out, stride));
+                        } else {
+                            transform_input::<S, false>(simd, now, &channels, (out, stride));
+                        }
                     }
                 },
             );
@@ -59,33 +63,41 @@ impl WithSimd for TransformInput<'_> {
 
 impl TransformInput<'_> {
     /// Where the positions of a tile are: in the images, or among the zeros around them.
-    #[inline(always)]
-    fn sources(&self, tile: usize) -> [*const f32; POSITIONS] {
-        let mut sources = [self.zeros[..self.part.len()].as_ptr(); POSITIONS];
-        self.tiles.for_each_position::<IN>(
-            tile,
-            1,
-            #[inline(always)]
-            |idx, position| {
+    ///
+    /// A call, so that the addresses stay in one place: inlined, the compiler moves each of them
+    /// along the channels, one by one, which took as long as the transform.
+    #[inline(never)]
+    fn locate(&self, tile: usize, sources: &mut [*const f32; POSITIONS]) {
+        *sources = [self.zeros[..self.part.len()].as_ptr(); POSITIONS];
+        self.tiles
+            .for_each_position::<IN>(tile, 1, |idx, position| {
                 let channels = &self.x[position * self.channels..][..self.channels];
                 sources[idx] = channels[self.part.clone()].as_ptr();
-            },
-        );
-        sources
+            });
+    }
+}
+
+/// Asks for the positions of a tile that those above it and to its left do not have.
+#[inline(always)]
+fn prefetch_inner(sources: &[*const f32; POSITIONS], channel: usize) {
+    for i in IN - OUT..IN {
+        for j in IN - OUT..IN {
+            prefetch_line(sources[i * IN + j].wrapping_add(channel));
+        }
     }
 }
 
 /// One vector of channels of one tile.
 ///
 /// # Safety
-/// Each source must be readable for `channels`, `out` writable for a vector at each position.
+/// Each source must be readable for `channels`, which are a vector if `WHOLE`; `out` writable for a
+/// vector at each position.
 #[inline(always)]
-unsafe fn transform_input<S: Simd>(
+unsafe fn transform_input<S: Simd, const WHOLE: bool>(
     simd: S,
     sources: &[*const f32; POSITIONS],
     channels: &Range<usize>,
-    out: *mut f32,
-    layout: &Layout,
+    (out, position_stride): (*mut f32, usize),
 ) {
     transform::both_ways(
         #[inline(always)]
@@ -95,14 +107,14 @@ unsafe fn transform_input<S: Simd>(
             // SAFETY: readable by contract.
             unsafe {
                 let source = sources[i * IN + j].add(channels.start);
-                load(simd, source, channels.len())
+                load::<S, WHOLE>(simd, source, channels.len())
             }
         },
         #[inline(always)]
         |i, j, value| {
             // SAFETY: writable by contract.
             unsafe {
-                let out = out.add((i * IN + j) * layout.position_stride);
+                let out = out.add((i * IN + j) * position_stride);
                 out.cast::<S::f32s>().write_unaligned(value);
             }
         },
@@ -117,6 +129,8 @@ pub(super) struct TransformGradient<'a> {
     pub(super) channels: usize,
     /// The channels to transform: those of `into`.
     pub(super) part: Range<usize>,
+    /// At least as many zeros.
+    pub(super) zeros: &'a [f32],
     pub(super) range: Range<usize>,
     pub(super) into: &'a Planes<'a>,
     /// Where the first tile goes.
@@ -132,26 +146,33 @@ impl WithSimd for TransformGradient<'_> {
         assert_eq!(self.into.n_channels, self.part.len());
         assert!(self.bias.len() >= self.part.len().next_multiple_of(LINE));
         let bias = self.bias.as_mut_ptr();
-        let mut next = self.sources(self.range.start);
-        for (tile, slot) in self.range.clone().zip(self.slot..) {
-            let sources = next;
+        let stride = self.into.layout.position_stride;
+        let mut sources = [[std::ptr::null(); OUT * OUT]; 2];
+        self.locate(self.range.start, &mut sources[0]);
+        for (idx, tile) in self.range.clone().enumerate() {
             if tile + 1 < self.range.end {
-                next = self.sources(tile + 1);
+                self.locate(tile + 1, &mut sources[(idx + 1) % 2]);
             }
+            let [now, next] = [&sources[idx % 2], &sources[(idx + 1) % 2]];
             self.into.for_each_vector(
-                slot,
+                self.slot + idx,
                 S::F32_LANES,
                 #[inline(always)]
                 |channels, out| {
-                    for source in &next {
+                    for source in next {
                         prefetch_line(source.wrapping_add(channels.start));
                     }
-                    // SAFETY: each source is null or has the channels of `part`; `bias` has whole vectors;
+                    // SAFETY: each source has the channels of `part`; `bias` has whole vectors;
                     // `into` has room for a vector at each position by the contract of
                     // `for_each_vector`.
                     unsafe {
                         let bias = bias.add(channels.start);
-                        transform_gradient(simd, &sources, &channels, out, bias, &self.into.layout);
+                        let into = (out, stride, bias);
+                        if channels.len() == S::F32_LANES {
+                            transform_gradient::<S, true>(simd, now, &channels, into);
+                        } else {
+                            transform_gradient::<S, false>(simd, now, &channels, into);
+                        }
                     }
                 },
             );
@@ -160,36 +181,29 @@ impl WithSimd for TransformGradient<'_> {
 }
 
 impl TransformGradient<'_> {
-    /// Where the positions of a tile are; null outside of the images.
-    #[inline(always)]
-    fn sources(&self, tile: usize) -> [*const f32; OUT * OUT] {
-        let mut sources = [std::ptr::null(); OUT * OUT];
-        self.tiles.for_each_position::<OUT>(
-            tile,
-            0,
-            #[inline(always)]
-            |idx, position| {
+    /// Where the positions of a tile are: in the images, or zeros. A call: see that of the inputs.
+    #[inline(never)]
+    fn locate(&self, tile: usize, sources: &mut [*const f32; OUT * OUT]) {
+        *sources = [self.zeros[..self.part.len()].as_ptr(); OUT * OUT];
+        self.tiles
+            .for_each_position::<OUT>(tile, 0, |idx, position| {
                 let channels = &self.d_y[position * self.channels..][..self.channels];
                 sources[idx] = channels[self.part.clone()].as_ptr();
-            },
-        );
-        sources
+            });
     }
 }
 
 /// One vector of channels of one tile.
 ///
 /// # Safety
-/// Each source must be null or readable for `channels`, `bias` readable and writable for a vector,
-/// `out` writable for one at each position.
+/// Each source must be readable for `channels`, which are a vector if `WHOLE`; `bias` readable and
+/// writable for a vector, `out` writable for one at each position.
 #[inline(always)]
-unsafe fn transform_gradient<S: Simd>(
+unsafe fn transform_gradient<S: Simd, const WHOLE: bool>(
     simd: S,
     sources: &[*const f32; OUT * OUT],
     channels: &Range<usize>,
-    out: *mut f32,
-    bias: *mut f32,
-    layout: &Layout,
+    (out, position_stride, bias): (*mut f32, usize, *mut f32),
 ) {
     let sum = Cell::new(simd.splat_f32s(0.0));
     transform::both_ways(
@@ -197,12 +211,11 @@ unsafe fn transform_gradient<S: Simd>(
         |g| transform::output_gradient(simd, g),
         #[inline(always)]
         |i, j| {
-            let source = sources[i * OUT + j];
-            if source.is_null() {
-                return simd.splat_f32s(0.0);
-            }
             // SAFETY: readable by contract.
-            let value = unsafe { load(simd, source.add(channels.start), channels.len()) };
+            let value = unsafe {
+                let source = sources[i * OUT + j].add(channels.start);
+                load::<S, WHOLE>(simd, source, channels.len())
+            };
             sum.set(simd.add_f32s(sum.get(), value));
             value
         },
@@ -210,7 +223,7 @@ unsafe fn transform_gradient<S: Simd>(
         |i, j, value| {
             // SAFETY: writable by contract.
             unsafe {
-                let out = out.add((i * IN + j) * layout.position_stride);
+                let out = out.add((i * IN + j) * position_stride);
                 out.cast::<S::f32s>().write_unaligned(value);
             }
         },
@@ -249,25 +262,28 @@ impl WithSimd for TransformOutput<'_> {
         let m_end = (POSITIONS - 1) * self.m_position + self.range.len() * self.m_row;
         assert!(m_end <= self.m.len());
         let bias = self.bias.map(|bias| &bias[self.part.clone()]);
-        let mut next = self.places(self.range.start);
+        let mut places = [[Place::default(); OUT * OUT]; 2];
+        self.locate(self.range.start, &mut places[0]);
         for (slot, tile) in self.range.clone().enumerate() {
-            let places = next;
             if tile + 1 < self.range.end {
-                next = self.places(tile + 1);
+                self.locate(tile + 1, &mut places[(slot + 1) % 2]);
             }
+            let [now, next] = [&places[slot % 2], &places[(slot + 1) % 2]];
             for first in (0..n).step_by(S::F32_LANES) {
                 let channels = first..n.min(first + S::F32_LANES);
                 let m = self.m.as_ptr().wrapping_add(slot * self.m_row + first);
-                for place in &next {
+                for place in next {
                     prefetch_to_write(place.y.wrapping_add(first));
                 }
                 // SAFETY: `m` has rows of whole vectors, checked above; places are null or hold
                 // the channels of `part`, and so does the bias.
                 unsafe {
-                    let bias = bias.map_or(simd.splat_f32s(0.0), |bias| {
-                        load(simd, bias.as_ptr().add(first), channels.len())
-                    });
-                    transform_output(simd, (m, self.m_position), bias, &places, &channels);
+                    let m = (m, self.m_position);
+                    if channels.len() == S::F32_LANES {
+                        transform_output::<S, true>(simd, m, bias, now, &channels);
+                    } else {
+                        transform_output::<S, false>(simd, m, bias, now, &channels);
+                    }
                 }
             }
         }
@@ -275,27 +291,21 @@ impl WithSimd for TransformOutput<'_> {
 }
 
 impl TransformOutput<'_> {
-    /// Where the outputs of a tile go.
-    #[inline(always)]
-    fn places(&self, tile: usize) -> [Place; OUT * OUT] {
+    /// Where the outputs of a tile go. A call: see that of the inputs.
+    #[inline(never)]
+    fn locate(&self, tile: usize, places: &mut [Place; OUT * OUT]) {
         let n = self.part.len();
-        let mut places = [Place::default(); OUT * OUT];
-        self.tiles.for_each_position::<OUT>(
-            tile,
-            0,
-            #[inline(always)]
-            |idx, position| {
+        *places = [Place::default(); OUT * OUT];
+        self.tiles
+            .for_each_position::<OUT>(tile, 0, |idx, position| {
                 let start = position * self.channels + self.part.start;
                 places[idx] = Place {
-                    // SAFETY: tiles and parts of channels are disjoint.
-                    y: unsafe { self.y.tile(start, n) }.as_mut_ptr(),
+                    y: self.y.pointer(start, n),
                     residual: self
                         .residual
                         .map_or(std::ptr::null(), |r| r[start..start + n].as_ptr()),
                 };
-            },
-        );
-        places
+            });
     }
 }
 
@@ -318,15 +328,21 @@ impl Default for Place {
 /// One vector of channels of one tile.
 ///
 /// # Safety
-/// `m` must be readable for a vector at each position, places be null or valid for `channels`.
+/// `m` must be readable for a vector at each position, places be null or valid for `channels`, which
+/// are a vector if `WHOLE`; the bias must have them.
 #[inline(always)]
-unsafe fn transform_output<S: Simd>(
+unsafe fn transform_output<S: Simd, const WHOLE: bool>(
     simd: S,
     (m, m_position): (*const f32, usize),
-    bias: S::f32s,
+    bias: Option<&[f32]>,
     places: &[Place; OUT * OUT],
     channels: &Range<usize>,
 ) {
+    let (first, n) = (channels.start, channels.len());
+    let bias = bias.map_or(simd.splat_f32s(0.0), |bias| {
+        // SAFETY: readable by contract.
+        unsafe { load::<S, WHOLE>(simd, bias.as_ptr().add(first), n) }
+    });
     transform::both_ways(
         #[inline(always)]
         |m| transform::output(simd, m),
@@ -340,7 +356,7 @@ unsafe fn transform_output<S: Simd>(
         },
         #[inline(always)]
         |i, j, value| {
-            let place = places[i * OUT + j];
+            let place = &places[i * OUT + j];
             if place.y.is_null() {
                 return;
             }
@@ -348,10 +364,10 @@ unsafe fn transform_output<S: Simd>(
             unsafe {
                 let mut value = simd.add_f32s(value, bias);
                 if !place.residual.is_null() {
-                    let residual = place.residual.add(channels.start);
-                    value = simd.add_f32s(value, load(simd, residual, channels.len()));
+                    let residual = load::<S, WHOLE>(simd, place.residual.add(first), n);
+                    value = simd.add_f32s(value, residual);
                 }
-                store(simd, value, place.y.add(channels.start), channels.len());
+                store::<S, WHOLE>(simd, value, place.y.add(first), n);
             }
         },
     );

@@ -167,12 +167,16 @@ impl<'a> Planes<'a> {
 /// A vector from as many channels as there are, the rest 0.
 ///
 /// # Safety
-/// `from` must be readable for `n` floats, at most a vector.
+/// `from` must be readable for `n` floats, at most a vector; a vector if `WHOLE`.
 #[inline(always)]
-pub(super) unsafe fn load<S: Simd>(simd: S, from: *const f32, n: usize) -> S::f32s {
+pub(super) unsafe fn load<S: Simd, const WHOLE: bool>(
+    simd: S,
+    from: *const f32,
+    n: usize,
+) -> S::f32s {
     // SAFETY: readable by contract; vectors of f32 have no invalid bit patterns.
     unsafe {
-        if n == S::F32_LANES {
+        if WHOLE {
             from.cast::<S::f32s>().read_unaligned()
         } else {
             simd.partial_load_f32s(std::slice::from_raw_parts(from, n))
@@ -183,12 +187,17 @@ pub(super) unsafe fn load<S: Simd>(simd: S, from: *const f32, n: usize) -> S::f3
 /// As many channels of a vector as there are.
 ///
 /// # Safety
-/// `into` must be writable for `n` floats, at most a vector.
+/// `into` must be writable for `n` floats, at most a vector; a vector if `WHOLE`.
 #[inline(always)]
-pub(super) unsafe fn store<S: Simd>(simd: S, values: S::f32s, into: *mut f32, n: usize) {
+pub(super) unsafe fn store<S: Simd, const WHOLE: bool>(
+    simd: S,
+    values: S::f32s,
+    into: *mut f32,
+    n: usize,
+) {
     // SAFETY: writable by contract.
     unsafe {
-        if n == S::F32_LANES {
+        if WHOLE {
             into.cast::<S::f32s>().write_unaligned(values);
         } else {
             simd.partial_store_f32s(std::slice::from_raw_parts_mut(into, n), values);
