@@ -23,6 +23,7 @@ pub mod process;
 pub mod reference;
 pub mod resample;
 mod scratch;
+mod transpose;
 
 #[cfg(target_arch = "x86_64")]
 pub use amx::Amx;

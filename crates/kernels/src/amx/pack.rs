@@ -7,6 +7,7 @@ use std::mem::transmute;
 
 use super::product::BLOCK;
 use super::{Amx, SIDE};
+use crate::transpose::avx512;
 
 /// Floats of a tile.
 pub(crate) const TILE: usize = SIDE * SIDE;
@@ -187,45 +188,12 @@ fn transposed(block: &[f32], into: &mut [f32]) {
     }
 }
 
-/// Writes the rows of a tile as its columns: blocks of 4×4 numbers first, then the blocks.
+/// Writes the rows of a tile as its columns.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transpose(rows: &[__m512i; SIDE], into: &mut [f32]) {
-    let mut blocks = [_mm512_setzero_ps(); SIDE];
-    for i in (0..SIDE).step_by(4) {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|row| _mm512_castsi512_ps(rows[i + row]));
-        let [ab, cd] = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)];
-        blocks[i] = _mm512_shuffle_ps::<0x44>(ab, cd);
-        blocks[i + 1] = _mm512_shuffle_ps::<0xee>(ab, cd);
-        let [ab, cd] = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)];
-        blocks[i + 2] = _mm512_shuffle_ps::<0x44>(ab, cd);
-        blocks[i + 3] = _mm512_shuffle_ps::<0xee>(ab, cd);
-    }
-    let into = &mut into[..TILE];
-    for i in 0..4 {
-        // Each vector holds four numbers of the columns i, i + 4, i + 8 and i + 12.
-        let [a, b, c, d] = [0, 4, 8, 12].map(|rows| blocks[rows + i]);
-        let even = [
-            _mm512_shuffle_f32x4::<0x88>(a, b),
-            _mm512_shuffle_f32x4::<0x88>(c, d),
-        ];
-        let odd = [
-            _mm512_shuffle_f32x4::<0xdd>(a, b),
-            _mm512_shuffle_f32x4::<0xdd>(c, d),
-        ];
-        let columns = [
-            _mm512_shuffle_f32x4::<0x88>(even[0], even[1]),
-            _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]),
-            _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]),
-            _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]),
-        ];
-        for (block, column) in columns.into_iter().enumerate() {
-            store(
-                _mm512_castps_si512(column),
-                &mut into[(4 * block + i) * SIDE..],
-            );
-        }
-    }
+    let rows = rows.map(|row| _mm512_castsi512_ps(row));
+    avx512::columns(&rows, into.as_chunks_mut().0);
 }
 
 #[cfg(test)]

@@ -108,6 +108,7 @@ impl Convolution<'_> {
                 let depths = first_k..depth.min(first_k + DEEP_DEPTH);
                 cpu.isa.dispatch(TransformFilter {
                     filter: self.filter,
+                    isa: cpu.isa,
                     depth: depths.clone(),
                     first_col: part.start,
                     into: &Shared::new(&mut filters),
@@ -148,6 +149,7 @@ impl Convolution<'_> {
             let (panel, first) = (task / n_parts, task % n_parts * FILTER_DEPTH);
             cpu.isa.dispatch(TransformFilter {
                 filter: self.filter,
+                isa: cpu.isa,
                 depth: first..depth.min(first + FILTER_DEPTH),
                 first_col: panel * COLS,
                 into: &panels,

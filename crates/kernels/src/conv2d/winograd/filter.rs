@@ -7,8 +7,10 @@ use pulp::{Simd, WithSimd};
 use super::product::{COLS, ROW_STEP};
 use super::tile::{load, store};
 use super::transform::{self, IN, POSITIONS, TAPS};
-use crate::cpu::Shared;
+use crate::cpu::{Isa, Shared};
+use crate::gather::{prefetch_line, prefetch_to_write};
 use crate::scratch::LINE;
+use crate::transpose;
 
 /// The weights of a convolution, `[3, 3, C_in, C_out]`, as it multiplies by them.
 #[derive(Clone, Copy)]
@@ -29,10 +31,17 @@ pub(super) enum Direction {
 }
 
 /// Channels of a staged block in each direction.
-const STAGE: usize = LINE;
+const STAGE: usize = transpose::SIDE;
 
 /// `[tap, depth, column]`.
 type Staged = [[[f32; STAGE]; STAGE]; TAPS * TAPS];
+
+/// Where the weights of a block are: those of a depth are `row_stride` apart, in each tap.
+struct Taps {
+    first: *const f32,
+    stride: usize,
+    row_stride: usize,
+}
 
 impl Filter<'_> {
     /// Channels that are summed over.
@@ -51,36 +60,68 @@ impl Filter<'_> {
         }
     }
 
-    /// Copies a block of weights, as the convolution sees them; zeros for columns beyond the last.
+    /// Weights of a tap from an input channel to all output channels.
     #[inline(always)]
-    fn stage(&self, depth: Range<usize>, first_col: usize, staged: &mut Staged) {
+    fn row(&self, tap: usize, c_in: usize) -> &[f32] {
+        &self.weight[(tap * self.c_in + c_in) * self.c_out..][..self.c_out]
+    }
+
+    /// A block of weights as the convolution sees them: where they are, or as a copy in `staged` with
+    /// zeros for columns beyond the last.
+    #[inline(always)]
+    fn taps(&self, isa: Isa, depth: Range<usize>, first_col: usize, staged: &mut Staged) -> Taps {
         let n_cols = self.cols().saturating_sub(first_col).min(STAGE);
-        if n_cols < STAGE {
+        let is_whole = n_cols == STAGE;
+        if self.direction == Direction::Forward && is_whole {
+            return Taps {
+                first: self.row(0, depth.start)[first_col..].as_ptr(),
+                stride: self.c_in * self.c_out,
+                row_stride: self.c_out,
+            };
+        }
+        if !is_whole {
             *staged = [[[0.0; STAGE]; STAGE]; TAPS * TAPS];
         }
         for tap in 0..TAPS * TAPS {
-            let row = |c_in| &self.weight[(tap * self.c_in + c_in) * self.c_out..][..self.c_out];
-            match self.direction {
-                Direction::Forward => {
-                    for (into, k) in staged[tap].iter_mut().zip(depth.clone()) {
-                        let row = &row(k)[first_col.min(self.c_out)..];
-                        if let Some(whole) = row.first_chunk::<STAGE>() {
-                            *into = *whole;
-                        } else {
-                            into[..n_cols].copy_from_slice(row);
-                        }
-                    }
+            if self.direction == Direction::Forward {
+                for (into, k) in staged[tap].iter_mut().zip(depth.clone()) {
+                    let row = &self.row(tap, k)[first_col.min(self.c_out)..];
+                    into[..n_cols].copy_from_slice(row);
                 }
-                Direction::Turned => {
-                    let turned = &mut staged[TAPS * TAPS - 1 - tap];
-                    for col in 0..n_cols {
-                        let row = &row(first_col + col)[depth.clone()];
-                        for (into, &value) in turned.iter_mut().zip(row) {
-                            into[col] = value;
-                        }
-                    }
+                continue;
+            }
+            let turned = &mut staged[TAPS * TAPS - 1 - tap];
+            if is_whole && depth.len() == STAGE {
+                let from = &self.weight[(tap * self.c_in + first_col) * self.c_out + depth.start..];
+                transpose::square(isa, from, self.c_out, turned);
+                continue;
+            }
+            for col in 0..n_cols {
+                let row = &self.row(tap, first_col + col)[depth.clone()];
+                for (into, &value) in turned.iter_mut().zip(row) {
+                    into[col] = value;
                 }
             }
+        }
+        Taps {
+            first: staged.as_ptr().cast(),
+            stride: STAGE * STAGE,
+            row_stride: STAGE,
+        }
+    }
+
+    /// Asks for what the `k`th row of a block brings to the next one: rows of weights are too far
+    /// apart for the hardware to foresee them.
+    #[inline(always)]
+    fn prefetch(&self, first_k: usize, k: usize, first_col: usize) {
+        let next_k = first_k + STAGE;
+        let [c_in, c_out] = match self.direction {
+            Direction::Forward => [next_k + k, first_col],
+            Direction::Turned => [first_col + k, next_k],
+        };
+        let next = self.weight.as_ptr().wrapping_add(c_in * self.c_out + c_out);
+        for tap in 0..TAPS * TAPS {
+            prefetch_line(next.wrapping_add(tap * self.c_in * self.c_out));
         }
     }
 }
@@ -88,6 +129,7 @@ impl Filter<'_> {
 /// Weights to their values at the points, `G g G^T`: `[36, depth, COLS]`.
 pub(super) struct TransformFilter<'a> {
     pub(super) filter: Filter<'a>,
+    pub(super) isa: Isa,
     pub(super) depth: Range<usize>,
     /// The first column of the panel.
     pub(super) first_col: usize,
@@ -102,27 +144,38 @@ impl WithSimd for TransformFilter<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let rows_len = self.depth.len() * COLS;
-        let rows: [*mut f32; POSITIONS] = std::array::from_fn(|position| {
-            let start = self.start + position * self.position_stride;
-            // SAFETY: tasks write different panels or depths.
-            unsafe { self.into.tile(start, rows_len) }.as_mut_ptr()
-        });
+        let Self {
+            filter,
+            isa,
+            depth,
+            first_col,
+            into,
+            start,
+            position_stride,
+        } = self;
+        let end = (POSITIONS - 1) * position_stride + depth.len() * COLS;
+        let into = into.pointer(start, end);
         let mut staged = [[[0.0; STAGE]; STAGE]; TAPS * TAPS];
-        for first_k in self.depth.clone().step_by(STAGE) {
-            let depth = first_k..self.depth.end.min(first_k + STAGE);
+        for first_k in depth.clone().step_by(STAGE) {
+            let block = first_k..depth.end.min(first_k + STAGE);
             // A panel of which half is live is used in that half only.
             for half in (0..COLS).step_by(STAGE) {
-                let first_col = self.first_col + half;
-                if half > 0 && first_col >= self.filter.cols() {
+                let first_col = first_col + half;
+                if half > 0 && first_col >= filter.cols() {
                     break;
                 }
-                self.filter.stage(depth.clone(), first_col, &mut staged);
-                for (k, row) in depth.clone().enumerate() {
+                let taps = filter.taps(isa, block.clone(), first_col, &mut staged);
+                for (k, row) in block.clone().enumerate() {
+                    filter.prefetch(first_k, k, first_col);
                     for first in (0..STAGE).step_by(S::F32_LANES) {
-                        let offset = (row - self.depth.start) * COLS + half + first;
-                        // SAFETY: there is a row for each depth at each position.
-                        unsafe { transform_weights(simd, &staged, [k, first], &rows, offset) };
+                        let offset = (row - depth.start) * COLS + half + first;
+                        // SAFETY: the taps are those of the block; there is a row for each depth at
+                        // each position, and tasks write different ones.
+                        unsafe {
+                            let from = (taps.first.add(k * taps.row_stride + first), taps.stride);
+                            let into = (into.add(offset), position_stride);
+                            transform_weights(simd, from, into);
+                        }
                     }
                 }
             }
@@ -133,29 +186,26 @@ impl WithSimd for TransformFilter<'_> {
 /// One vector of columns at one depth.
 ///
 /// # Safety
-/// The rows must be writable for a vector at `offset`.
+/// `from` must be readable for a vector at each tap, `into` writable for one at each position.
 #[inline(always)]
 unsafe fn transform_weights<S: Simd>(
     simd: S,
-    staged: &Staged,
-    [k, first]: [usize; 2],
-    rows: &[*mut f32; POSITIONS],
-    offset: usize,
+    (from, tap_stride): (*const f32, usize),
+    (into, position_stride): (*mut f32, usize),
 ) {
     transform::both_ways(
         #[inline(always)]
         |taps| transform::weight(simd, taps),
         #[inline(always)]
         |y, x| {
-            let columns = &staged[y * TAPS + x][k][first..first + S::F32_LANES];
-            // SAFETY: the slice holds a vector; any bits are valid.
-            unsafe { columns.as_ptr().cast::<S::f32s>().read_unaligned() }
+            // SAFETY: readable by contract.
+            unsafe { load::<S, true>(simd, from.add((y * TAPS + x) * tap_stride), S::F32_LANES) }
         },
         #[inline(always)]
         |i, j, value| {
             // SAFETY: writable by contract.
             unsafe {
-                let into = rows[i * IN + j].add(offset);
+                let into = into.add((i * IN + j) * position_stride);
                 into.cast::<S::f32s>().write_unaligned(value);
             }
         },
@@ -221,23 +271,37 @@ impl WithSimd for TransformSums<'_> {
         } = self;
         assert!(groups.iter().all(|group| group.len() >= sums.len()));
         assert!(sums.rows.start <= rows.start && rows.end <= sums.rows.end);
+        let mut added = [0.0; POSITIONS * COLS];
         for row in rows {
             for (panel, col) in sums.cols.clone().step_by(COLS).enumerate() {
                 let n_cols = COLS.min(sums.cols.end - col);
                 let from = panel * sums.panel_stride + (row - sums.rows.start) * COLS;
-                let mut out = [std::ptr::null_mut(); TAPS * TAPS];
-                for (tap, out) in out.iter_mut().enumerate() {
-                    let start = (tap * c_in + row) * c_out + col;
-                    // SAFETY: rows and columns of different tasks are disjoint.
-                    *out = unsafe { d_weight.tile(start, n_cols) }.as_mut_ptr();
-                }
+                let from = match groups {
+                    [group] => (group[from..].as_ptr(), sums.position_stride),
+                    groups => {
+                        add_groups(simd, groups, (from, sums.position_stride), &mut added);
+                        (added.as_ptr(), COLS)
+                    }
+                };
+                let tap_stride = c_in * c_out;
+                let last = (TAPS * TAPS - 1) * tap_stride;
+                // SAFETY: rows and columns of different tasks are disjoint.
+                let into = d_weight.pointer(row * c_out + col, last + n_cols);
                 for first in (0..n_cols).step_by(S::F32_LANES) {
                     let n = S::F32_LANES.min(n_cols - first);
                     // SAFETY: the sums hold whole panels at each position, checked above; the
                     // results hold `n_cols`.
                     unsafe {
-                        let from = (groups, from + first, sums.position_stride);
-                        transform_sums(simd, from, (&out, first, n));
+                        let from = (from.0.add(first), from.1);
+                        let into = (into.add(first), tap_stride);
+                        for tap in 0..TAPS * TAPS {
+                            prefetch_to_write(into.0.wrapping_add(tap * tap_stride + c_out));
+                        }
+                        if n == S::F32_LANES {
+                            transform_sums::<S, true>(simd, from, into, n);
+                        } else {
+                            transform_sums::<S, false>(simd, from, into, n);
+                        }
                     }
                 }
             }
@@ -245,36 +309,53 @@ impl WithSimd for TransformSums<'_> {
     }
 }
 
-/// The gradients of one vector of weights, to `out` of each tap.
+/// Adds the sums of a row of a panel of all groups, in order.
+#[inline(always)]
+fn add_groups<S: Simd>(
+    simd: S,
+    groups: &[&[f32]],
+    (from, position_stride): (usize, usize),
+    added: &mut [f32; POSITIONS * COLS],
+) {
+    for (position, added) in added.chunks_exact_mut(COLS).enumerate() {
+        let (added, _) = S::as_mut_simd_f32s(added);
+        added.fill(simd.splat_f32s(0.0));
+        for group in groups {
+            let (group, _) = S::as_simd_f32s(&group[from + position * position_stride..][..COLS]);
+            for (added, &value) in added.iter_mut().zip(group) {
+                *added = simd.add_f32s(*added, value);
+            }
+        }
+    }
+}
+
+/// The gradients of one vector of weights.
 ///
 /// # Safety
-/// Each group must hold a vector at `from` and each multiple of `position_stride` after it; `out`
-/// be writable for `n` floats at `first`.
+/// `from` must be readable for a vector at each position, `into` writable for `n` floats at each tap,
+/// a vector if `WHOLE`.
 #[inline(always)]
-unsafe fn transform_sums<S: Simd>(
+unsafe fn transform_sums<S: Simd, const WHOLE: bool>(
     simd: S,
-    (groups, from, position_stride): (&[&[f32]], usize, usize),
-    (out, first, n): (&[*mut f32; TAPS * TAPS], usize, usize),
+    (from, position_stride): (*const f32, usize),
+    (into, tap_stride): (*mut f32, usize),
+    n: usize,
 ) {
     transform::both_ways(
         #[inline(always)]
         |u| transform::weight_gradient(simd, u),
         #[inline(always)]
         |i, j| {
-            let from = from + (i * IN + j) * position_stride;
-            let mut sum = simd.splat_f32s(0.0);
-            for group in groups {
-                // SAFETY: in bounds by contract.
-                let value =
-                    unsafe { load::<S, true>(simd, group.as_ptr().add(from), S::F32_LANES) };
-                sum = simd.add_f32s(sum, value);
+            // SAFETY: readable by contract.
+            unsafe {
+                let from = from.add((i * IN + j) * position_stride);
+                load::<S, true>(simd, from, S::F32_LANES)
             }
-            sum
         },
         #[inline(always)]
         |y, x, value| {
             // SAFETY: writable by contract.
-            unsafe { store::<S, false>(simd, value, out[y * TAPS + x].add(first), n) };
+            unsafe { store::<S, WHOLE>(simd, value, into.add((y * TAPS + x) * tap_stride), n) };
         },
     );
 }
