@@ -6,8 +6,13 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
+use p2_kernels::allocator::Lines;
 use p2_kernels::conv2d::{Conv2d, Groups, Inputs};
 use p2_kernels::{Cpu, Isa, Precision, Threads};
+
+/// Memory as the program has it.
+#[global_allocator]
+static ALLOCATOR: Lines = Lines;
 
 /// Images, input and output channels, rows and columns.
 const SIZES: [[usize; 4]; 10] = [

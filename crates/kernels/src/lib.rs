@@ -2,6 +2,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod adamw;
+pub mod allocator;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;

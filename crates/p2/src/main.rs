@@ -6,6 +6,11 @@ use clap::Parser as _;
 use p2::cli::{Cli, ExitStatus};
 use p2::print::{Printer, is_broken_pipe};
 use p2::{command, fault};
+use p2_kernels::allocator::Lines;
+
+/// Tensors start at cache lines: see there.
+#[global_allocator]
+static ALLOCATOR: Lines = Lines;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
