@@ -25,6 +25,11 @@ fn fill(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i as f32 * 0.7).sin()).collect()
 }
 
+/// As the program has them.
+fn pages(_: &mut Criterion) {
+    p2_kernels::process::keep_freed_pages();
+}
+
 /// Times all three passes of a convolution.
 fn passes(c: &mut Criterion, name: &str, conv: Conv2d, cpu: Cpu) {
     let (x, weight) = (fill(conv.x_len()), fill(conv.weight_len()));
@@ -158,22 +163,24 @@ fn attention(c: &mut Criterion) {
 }
 
 fn resample(c: &mut Criterion) {
-    let size = Resample {
-        n: BATCH,
-        h: 32,
-        w: 32,
-        c: 64,
-    };
-    let mut large = fill(BATCH * 32 * 32 * 64);
-    let mut small = fill(large.len() / 4);
-    let mut group = c.benchmark_group("resample 32x32x64");
-    group.bench_function("gather", |b| {
-        b.iter(|| size.gather(&large, 0.25, &mut small, cpu()));
-    });
-    group.bench_function("spread", |b| {
-        b.iter(|| size.spread(&small, 1.0, &mut large, cpu()));
-    });
-    group.finish();
+    for (n, side, channels) in [(BATCH, 32, 64), (2, 256, 128)] {
+        let size = Resample {
+            n,
+            h: side,
+            w: side,
+            c: channels,
+        };
+        let mut large = fill(n * side * side * channels);
+        let mut small = fill(large.len() / 4);
+        let mut group = c.benchmark_group(format!("resample {n}x{side}x{side}x{channels}"));
+        group.bench_function("gather", |b| {
+            b.iter(|| size.gather(&large, 0.25, &mut small, cpu()));
+        });
+        group.bench_function("spread", |b| {
+            b.iter(|| size.spread(&small, 1.0, &mut large, cpu()));
+        });
+        group.finish();
+    }
 }
 
 fn adamw(c: &mut Criterion) {
@@ -209,6 +216,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = linear, depthwise, group_norm, attention, resample, adamw
+    targets = pages, linear, depthwise, group_norm, attention, resample, adamw
 }
 criterion_main!(ops);

@@ -82,7 +82,9 @@ impl Columns for Moments<'_> {
         }
         let mut spread = [0.0; N];
         for x in self.x.chunks_exact(width) {
-            let row = x[first..first + N].iter().zip(&mean);
+            let x = &x[first..first + N];
+            prefetch_next_tile(x);
+            let row = x.iter().zip(&mean);
             for (spread, (x, mean)) in spread.iter_mut().zip(row) {
                 let difference = x - mean;
                 *spread = self.mul_add.run(difference, difference, *spread);
