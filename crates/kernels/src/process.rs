@@ -9,7 +9,7 @@ pub fn keep_freed_pages() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     for (option, bytes) in [
         (libc::M_MMAP_THRESHOLD, i32::MAX),
-        (libc::M_TRIM_THRESHOLD, i32::MAX),
+        (libc::M_TRIM_THRESHOLD, -1), // never
         (libc::M_TOP_PAD, 64 << 20),
         // Heaps of other threads are limited in size; one heap serves all.
         (libc::M_ARENA_MAX, 1),
@@ -27,25 +27,52 @@ pub fn keep_freed_pages() {
 /// Asks the system for pages of 2 MiB in the heap.
 ///
 /// Winograd's transforms read a tile from 36 places at once, on more small pages than the processor
-/// has addresses at hand. The heap is grown first, which takes addresses but no memory, as far as
-/// glibc will keep it.
+/// has addresses at hand. The heap is grown first, which takes addresses but no memory, and is never
+/// trimmed.
 fn prefer_huge_pages() {
     #[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
     {
         const HUGE: usize = 2 << 20;
-        const HEAP: usize = 7 << 28;
+        let heap = heap_bytes();
         // SAFETY: the block is this function's until it is freed, and the advice is for whole pages
         // of it and changes none. Where one of these calls fails, pages stay small.
         unsafe {
-            let block = libc::malloc(HEAP).cast::<u8>();
+            let block = libc::malloc(heap).cast::<u8>();
             if !block.is_null() {
                 let skipped = block.align_offset(HUGE);
-                let len = (HEAP - skipped) / HUGE * HUGE;
-                libc::madvise(block.add(skipped).cast(), len, libc::MADV_HUGEPAGE);
+                let len = heap.saturating_sub(skipped) / HUGE * HUGE;
+                libc::madvise(block.wrapping_add(skipped).cast(), len, libc::MADV_HUGEPAGE);
                 libc::free(block.cast());
             }
         }
     }
+}
+
+/// Three quarters of the machine's memory, but no more than half of what this process may take.
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
+fn heap_bytes() -> usize {
+    // A system that promises no more memory than it has counts what is only reserved.
+    let is_counted = std::fs::read_to_string("/proc/sys/vm/overcommit_memory")
+        .is_ok_and(|mode| mode.trim() == "2");
+    if is_counted {
+        return 7 << 28;
+    }
+    // SAFETY: it takes an integer and returns one, -1 if it does not know.
+    let [pages, page] =
+        [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|name| unsafe { libc::sysconf(name) });
+    let memory = usize::try_from(pages).unwrap_or(0) * usize::try_from(page).unwrap_or(0);
+    [libc::RLIMIT_AS, libc::RLIMIT_DATA]
+        .into_iter()
+        .map(|resource| {
+            let mut limit = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: it writes the limit, or leaves the zeros.
+            unsafe { libc::getrlimit(resource, &raw mut limit) };
+            usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) / 2
+        })
+        .fold(memory / 4 * 3, usize::min)
 }
 
 /// Leaves all threads to our kernels: candle computes on the thread that calls it.
