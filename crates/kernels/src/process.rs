@@ -7,19 +7,15 @@
 /// Call it once, early; it does nothing where the C library has no such switch.
 pub fn keep_freed_pages() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    for (option, bytes) in [
-        (libc::M_MMAP_THRESHOLD, i32::MAX),
+    for (option, value) in [
+        (libc::M_MMAP_MAX, 0),
         (libc::M_TRIM_THRESHOLD, -1), // never
         (libc::M_TOP_PAD, 64 << 20),
         // Heaps of other threads are limited in size; one heap serves all.
         (libc::M_ARENA_MAX, 1),
     ] {
         // SAFETY: mallopt takes two integers and touches nothing of ours.
-        if unsafe { libc::mallopt(option, bytes) } == 0 {
-            // Older versions take no more than half a heap.
-            // SAFETY: as above.
-            unsafe { libc::mallopt(option, 32 << 20) };
-        }
+        unsafe { libc::mallopt(option, value) };
     }
     prefer_huge_pages();
 }
