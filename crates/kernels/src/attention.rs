@@ -5,19 +5,19 @@
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+mod vectors;
 
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Amx;
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::Precision;
-use crate::cpu::{Cpu, Shared};
+use crate::cpu::{Cpu, Precision, Shared};
 use crate::gather::{prefetch_line, prefetch_to_write};
 use crate::scratch::LINE;
 use rows::HeadInRows;
 #[cfg(target_arch = "x86_64")]
 use tiles::HeadOnTiles;
+use vectors::HeadInVectors;
 
 /// Sizes of the operation and the layout of its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +68,10 @@ impl Attention {
             if let Some(amx) = self.tiles(cpu) {
                 return HeadOnTiles::new(&head, self.scale(), amx).forward(&y, ahead);
             }
-            HeadInRows::new(&head, self.scale(), cpu).forward(&y, ahead);
+            if cpu.precision == Precision::Bf16 {
+                return HeadInRows::new(&head, self.scale(), cpu).forward(&y, ahead);
+            }
+            HeadInVectors::new(&head, self.scale(), cpu.isa).forward(&y, ahead);
         });
     }
 
@@ -97,7 +100,11 @@ impl Attention {
                 let head = HeadOnTiles::new(&head, self.scale(), amx);
                 return head.backward(&d_y_of(task), &d_qkv, ahead);
             }
-            let head = HeadInRows::new(&head, self.scale(), cpu);
+            if cpu.precision == Precision::Bf16 {
+                let head = HeadInRows::new(&head, self.scale(), cpu);
+                return head.backward(&d_y_of(task), &d_qkv, ahead);
+            }
+            let head = HeadInVectors::new(&head, self.scale(), cpu.isa);
             head.backward(&d_y_of(task), &d_qkv, ahead);
         });
     }
@@ -205,6 +212,7 @@ struct Outputs<'a> {
 
 impl Outputs<'_> {
     /// Writes some channels of a row, starting with the given one.
+    #[inline]
     fn write(&self, kind: usize, position: usize, channel: usize, values: &[f32]) {
         let start = self.places.row(kind, position).start + channel;
         // SAFETY: nobody but the task of a head has its rows.

@@ -1,4 +1,5 @@
-//! Attention on rows of f32, for every instruction set; products may round their inputs to bf16.
+//! Attention whose products round their inputs to bf16, where tile registers are missing or would
+//! stay half empty.
 
 mod products;
 
@@ -15,14 +16,14 @@ use products::{Input, Left, Products, Right};
 const QUERIES: usize = 8 * ROWS;
 
 /// One head, and what its products run on.
-pub(super) struct HeadInRows<'a> {
-    head: Input<'a>,
+pub(super) struct HeadInRows {
+    head: Input,
     scale: f32,
     products: Products,
 }
 
-impl<'a> HeadInRows<'a> {
-    pub(super) fn new(head: &Head<'a>, scale: f32, cpu: Cpu) -> Self {
+impl HeadInRows {
+    pub(super) fn new(head: &Head<'_>, scale: f32, cpu: Cpu) -> Self {
         let products = Products::new(cpu);
         Self {
             head: products.input(head, 3),

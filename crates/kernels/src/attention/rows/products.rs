@@ -1,10 +1,10 @@
-//! The products under attention, in f32 or with inputs rounded to bf16.
+//! The products under attention, with inputs rounded to bf16.
 
 use crate::attention::{Head, Places};
 #[cfg(target_arch = "x86_64")]
 use crate::bf16::avx512::{Bf16, Ends, Pairs};
 use crate::bf16::round;
-use crate::cpu::{Cpu, Isa, Precision, Shared};
+use crate::cpu::{Cpu, Isa, Shared};
 use crate::gemm::{Distance, OuterProducts, ROWS, RowsTimesPanels, Start, Sum};
 use crate::panels::{COLS, Panels, Strips};
 use crate::scratch::Scratch;
@@ -19,8 +19,6 @@ pub(super) struct Products {
 /// How products see their inputs.
 #[derive(Clone, Copy)]
 enum Numbers {
-    /// As they are.
-    F32,
     /// Rounded to bf16.
     Rounded,
     /// Rounded to bf16, in pairs.
@@ -30,9 +28,6 @@ enum Numbers {
 
 impl Numbers {
     fn of(cpu: Cpu) -> Self {
-        if cpu.precision != Precision::Bf16 {
-            return Self::F32;
-        }
         // Processors with tile registers multiply pairs more slowly than f32.
         #[cfg(target_arch = "x86_64")]
         if let (Isa::Avx512(_), Some(bf16)) = (cpu.isa, Bf16::of(cpu.isa)) {
@@ -60,21 +55,17 @@ impl Right {
     }
 }
 
-/// Rows as products see them.
-pub(super) enum Input<'a> {
-    InPlace(Head<'a>),
-    /// Row after row, kind after kind.
-    Copied(Scratch, Places),
+/// Rows as products see them, row after row, kind after kind.
+pub(super) struct Input {
+    data: Scratch,
+    places: Places,
 }
 
-impl Input<'_> {
+impl Input {
     pub(super) fn head(&self) -> Head<'_> {
-        match self {
-            Self::InPlace(head) => *head,
-            Self::Copied(data, places) => Head {
-                data,
-                places: *places,
-            },
+        Head {
+            data: &self.data,
+            places: self.places,
         }
     }
 }
@@ -92,10 +83,7 @@ impl Products {
     }
 
     /// The first kinds of rows of a head.
-    pub(super) fn input<'a>(&self, head: &Head<'a>, n_kinds: usize) -> Input<'a> {
-        if let Numbers::F32 = self.numbers {
-            return Input::InPlace(*head);
-        }
+    pub(super) fn input(&self, head: &Head<'_>, n_kinds: usize) -> Input {
         let (t, d) = (head.places.n_positions, head.places.d);
         let mut copy = Scratch::new(n_kinds * t * d);
         self.cpu.isa.vectorize(
@@ -113,12 +101,12 @@ impl Products {
             stride: d,
             ..head.places
         };
-        Input::Copied(copy, places)
+        Input { data: copy, places }
     }
 
     /// Rounds what a product is going to read, if it does not do so itself.
     pub(super) fn round(&self, x: &mut [f32]) {
-        if let Numbers::Rounded = self.numbers {
+        if matches!(self.numbers, Numbers::Rounded) {
             self.cpu.isa.vectorize(
                 #[inline(always)]
                 |_| x.iter_mut().for_each(|x| *x = round(*x)),
