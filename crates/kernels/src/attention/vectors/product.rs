@@ -188,7 +188,7 @@ impl<const IS_ACROSS: bool> WithSimd for Product<'_, IS_ACROSS> {
             16 => self.tiles::<S, 12, 8, 4, 2, 1>(simd),
             8 => self.tiles::<S, 6, 4, 2, 2, 2>(simd),
             4 => self.tiles::<S, 6, 4, 2, 4, 4>(simd),
-            _ => self.tiles::<S, 1, 1, 1, 16, 16>(simd),
+            _ => self.tiles::<S, 1, 1, 1, 32, 16>(simd),
         }
     }
 }
