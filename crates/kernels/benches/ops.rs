@@ -7,11 +7,12 @@
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use p2_kernels::allocator::Lines;
 use p2_kernels::attention::{Attention, Order};
-use p2_kernels::conv2d::{Conv2d, Groups, Inputs};
+use p2_kernels::conv2d::{Conv2d, Groups, Inputs, JoinedInputs};
 use p2_kernels::group_norm::{self, Activation, Gradients, GroupNorm};
 use p2_kernels::resample::Resample;
-use p2_kernels::{Cpu, Precision, Threads, adamw};
+use p2_kernels::{Cpu, Precision, Threads, adamw, process};
 
 const BATCH: usize = 32;
 
@@ -25,9 +26,13 @@ fn fill(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i as f32 * 0.7).sin()).collect()
 }
 
-/// As the program has them.
+/// Memory as the program has it.
+#[global_allocator]
+static ALLOCATOR: Lines = Lines;
+
+/// Pages as the program has them.
 fn pages(_: &mut Criterion) {
-    p2_kernels::process::keep_freed_pages();
+    process::keep_freed_pages();
 }
 
 /// Times all three passes of a convolution.
@@ -53,6 +58,52 @@ fn passes(c: &mut Criterion, name: &str, conv: Conv2d, cpu: Cpu) {
         b.iter(|| conv.backward_weight(&x, &y, &mut d_weight, &mut d_bias, cpu));
     });
     group.finish();
+}
+
+/// Times all three passes of the 1×1 convolution of joined channels.
+fn joined(c: &mut Criterion) {
+    for (rows, c_in, c_out) in [
+        (BATCH * 32 * 32, [64, 64], 64),
+        (BATCH * 32 * 32, [128, 64], 64),
+        (BATCH * 16 * 16, [128, 128], 128),
+        (BATCH * 8 * 8, [128, 128], 128),
+        // Of larger networks.
+        (131_072, [128, 128], 128),
+        (8192, [256, 256], 256),
+        (2048, [384, 384], 384),
+    ] {
+        let whole = Conv2d::linear(rows, c_in[0] + c_in[1], c_out);
+        let Some(conv) = whole.joined(c_in[0]) else {
+            continue;
+        };
+        let x = c_in.map(|c_in| fill(rows * c_in));
+        let weight = fill(whole.weight_len());
+        let (bias, mut y) = (fill(c_out), fill(whole.y_len()));
+        let inputs = JoinedInputs {
+            x: x.each_ref().map(Vec::as_slice),
+            weight: &weight,
+            bias: &bias,
+            residual: None,
+        };
+        let name = format!("joined {rows} x {}+{} to {c_out}", c_in[0], c_in[1]);
+        let mut group = c.benchmark_group(name);
+        group.throughput(Throughput::Elements(2 * (rows * whole.weight_len()) as u64));
+        group.bench_function("forward", |b| {
+            b.iter(|| conv.forward(inputs, &mut y, cpu()));
+        });
+        let mut d_x = x.clone();
+        group.bench_function("input gradient", |b| {
+            b.iter(|| {
+                let d_x = d_x.each_mut().map(Vec::as_mut_slice);
+                conv.backward_input(&y, &weight, d_x, cpu());
+            });
+        });
+        let (mut d_weight, mut d_bias) = (weight.clone(), bias.clone());
+        group.bench_function("weight gradient", |b| {
+            b.iter(|| conv.backward_weight(inputs.x, &y, &mut d_weight, &mut d_bias, cpu()));
+        });
+        group.finish();
+    }
 }
 
 fn linear(c: &mut Criterion) {
@@ -216,6 +267,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = pages, linear, depthwise, group_norm, attention, resample, adamw
+    targets = pages, linear, joined, depthwise, group_norm, attention, resample, adamw
 }
 criterion_main!(ops);

@@ -3,6 +3,7 @@
 mod bf16;
 mod depthwise;
 mod gemm;
+mod joined;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 pub mod winograd;
@@ -10,6 +11,7 @@ pub mod winograd;
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Amx;
 use crate::cpu::{Cpu, Precision, Shared};
+pub use joined::{JoinedConv2d, JoinedInputs};
 
 /// Sizes of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

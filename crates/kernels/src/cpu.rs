@@ -60,7 +60,7 @@ pub enum Precision {
     /// f32, where 3×3 convolutions may take a faster algorithm that rounds more.
     #[default]
     F32,
-    /// f32, every sum one chain of multiply-adds (a 1×1 convolution of joined channels: two).
+    /// f32, every sum one chain of multiply-adds.
     Exact,
     /// As `F32`, but linear layers and attention multiply numbers rounded to bf16, and so do
     /// convolutions on tile registers.

@@ -38,17 +38,18 @@ pub(crate) enum Distance<'a> {
     Near,
     /// Elsewhere: they are asked for in time.
     Far {
-        /// What the next block reads, or nothing.
-        next_rows: &'a [f32],
+        /// What the next block reads, or nothing; the second when the first has been asked for.
+        next_rows: [&'a [f32]; 2],
     },
 }
 
-/// `out[r] = start[r] + sum over taps and k of a[tap][r][k] * b[tap * k + k] + residual[r]`, up to
+/// `out[r] = start[r] + sum over taps and k of a[tap][r][k] * b[k of all taps] + residual[r]`, up to
 /// [`ROWS`] rows. The residual is added last, to the rounded sum.
 pub(crate) struct RowsTimesPanels<'a> {
-    /// `[n_taps, ROWS]` pointers to rows of k elements, `b.k = n_taps * k`.
+    /// `[n_taps, ROWS]` pointers to rows.
     pub(crate) a: &'a [*const f32],
-    pub(crate) k: usize,
+    /// Elements of each tap's rows, `b.k` in all.
+    pub(crate) k: &'a [usize],
     pub(crate) b: &'a Panels<'a>,
     pub(crate) start: Start<'a>,
     /// Like `out`.
@@ -66,11 +67,11 @@ impl RowsTimesPanels<'_> {
     /// Computes the block.
     ///
     /// # Safety
-    /// Each pointer of `a` must be readable for k elements, and while the block runs nobody else
+    /// Each pointer of `a` must be readable for its tap's elements, and while the block runs nobody else
     /// may read or write its rows of `out` in the columns of its panels.
     pub(crate) unsafe fn run(self, isa: Isa) {
-        assert!(self.a.len().is_multiple_of(ROWS) && self.n_rows <= ROWS);
-        assert_eq!(self.a.len() / ROWS * self.k, self.b.k);
+        assert!(self.a.len() == self.k.len() * ROWS && self.n_rows <= ROWS);
+        assert_eq!(self.k.iter().sum::<usize>(), self.b.k);
         isa.dispatch(self);
     }
 
@@ -121,21 +122,25 @@ impl RowsTimesPanels<'_> {
         if IS_FAR {
             self.prefetch_ends::<S, R, V>(first_row, col);
         }
-        let next = IS_FAR.then(|| self.next_lines(first_row, col));
-        let (mut next, next_step) = next.flatten().unwrap_or((b, 0));
-        for tap in self.a.chunks_exact(ROWS) {
+        let next = IS_FAR.then(|| self.next_lines(first_row, col)).flatten();
+        let next_step = next.map_or(0, |_| LINE);
+        let [mut next, second] = next.unwrap_or([&[], &[]]).map(<[f32]>::as_ptr_range);
+        for (tap, &k) in self.a.chunks_exact(ROWS).zip(self.k) {
             let mut a = [tap[0]; R];
             a.copy_from_slice(&tap[first_row..first_row + R]);
-            for k in 0..self.k {
+            if IS_FAR && next.start >= next.end {
+                next = second.clone();
+            }
+            for k in 0..k {
                 if IS_FAR {
                     for v in 0..V {
                         prefetch_line(b.wrapping_add(PREFETCHED * b_stride + v * S::F32_LANES));
                     }
-                    prefetch_line(next);
-                    next = next.wrapping_add(next_step);
+                    prefetch_line(next.start);
+                    next.start = next.start.wrapping_add(next_step);
                 }
-                // SAFETY: the panel has b.k = n_taps * k rows of COLS elements, `b_stride` apart; the
-                // rows of `a` have k elements by the contract of `run`.
+                // SAFETY: the panel has b.k rows of COLS elements, `b_stride` apart, as many as all
+                // taps; the rows of `a` have their tap's elements by the contract of `run`.
                 unsafe {
                     let columns = read::<S, V>(b);
                     for r in 0..R {
@@ -155,23 +160,18 @@ impl RowsTimesPanels<'_> {
         }
         let mut done = start;
         copy(&acc, &mut done);
-        for (r, row) in done.iter_mut().take(self.n_rows - first_row).enumerate() {
-            let start = (self.first_row + first_row + r) * self.b.n + col;
-            if let Some(residual) = self.residual {
-                add(simd, row, load::<S, V>(&residual[start..][..n_cols]));
-            }
-            // SAFETY: nobody else has these columns of the row by the contract of `run`.
-            store::<S, V>(*row, unsafe { self.out.tile(start, n_cols) });
-        }
+        self.write_part(simd, [first_row, col, n_cols], done);
     }
 
-    /// What the first tile of the last panel asks for, and by how much it steps on.
-    fn next_lines(&self, first_row: usize, col: usize) -> Option<(*const f32, usize)> {
+    /// What the first tile of the last panel asks for.
+    fn next_lines(&self, first_row: usize, col: usize) -> Option<[&[f32]; 2]> {
         match self.distance {
             Distance::Far { next_rows }
-                if first_row == 0 && col / COLS + 1 == self.panels.end && !next_rows.is_empty() =>
+                if first_row == 0
+                    && col / COLS + 1 == self.panels.end
+                    && !next_rows[0].is_empty() =>
             {
-                Some((next_rows.as_ptr(), LINE))
+                Some(next_rows)
             }
             _ => None,
         }
@@ -216,6 +216,25 @@ impl RowsTimesPanels<'_> {
                 }
                 write::<S, V>(row, out.add(r * self.b.n));
             }
+        }
+    }
+
+    /// Writes the live ones of R rows, as many columns as there are.
+    #[inline(always)]
+    fn write_part<S: Simd, const R: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        [first_row, col, n_cols]: [usize; 3],
+        mut sums: [[S::f32s; V]; R],
+    ) {
+        let n_rows = self.n_rows - first_row;
+        for (r, row) in sums.iter_mut().take(n_rows).enumerate() {
+            let start = (self.first_row + first_row + r) * self.b.n + col;
+            if let Some(residual) = self.residual {
+                add(simd, row, load::<S, V>(&residual[start..][..n_cols]));
+            }
+            // SAFETY: nobody else has these columns of the row by the contract of `run`.
+            store::<S, V>(*row, unsafe { self.out.tile(start, n_cols) });
         }
     }
 

@@ -26,15 +26,6 @@ const PACK_FROM: usize = 512;
 impl Conv2d {
     /// See [`Conv2d::forward`].
     pub(super) fn gemm_forward(&self, inputs: Inputs<'_>, y: &mut [f32], cpu: Cpu) {
-        let k = self.n_taps() * self.c_in;
-        let n_positions = self.n * self.out_h() * self.out_w();
-        let in_place = Panels::in_place(inputs.weight, k, self.c_out);
-        let panels = in_place
-            .filter(|_| n_positions < PACK_FROM)
-            .unwrap_or_else(|| {
-                let row = |i: usize| &inputs.weight[i * self.c_out..][..self.c_out];
-                Panels::from_rows(k, self.c_out, row, cpu)
-            });
         let gather = Gather {
             n: self.n,
             image: [self.h, self.w],
@@ -50,7 +41,19 @@ impl Conv2d {
             start: Start::Bias(inputs.bias),
             residual: inputs.residual,
         };
-        gather.multiply(from, &panels, y, cpu);
+        gather.multiply(from, &self.panels(inputs.weight, cpu), y, cpu);
+    }
+
+    /// The weights of the forward pass, `[taps, C_in] x [C_out]`.
+    pub(super) fn panels<'a>(&self, weight: &'a [f32], cpu: Cpu) -> Panels<'a> {
+        let k = self.n_taps() * self.c_in;
+        let n_positions = self.n * self.out_h() * self.out_w();
+        Panels::in_place(weight, k, self.c_out)
+            .filter(|_| n_positions < PACK_FROM)
+            .unwrap_or_else(|| {
+                let row = |i: usize| &weight[i * self.c_out..][..self.c_out];
+                Panels::from_rows(k, self.c_out, row, cpu)
+            })
     }
 
     /// See [`Conv2d::backward_input`].
@@ -82,7 +85,7 @@ impl Conv2d {
     }
 
     /// The weights of the input gradient, `[taps in reverse, C_out] x [C_in]`.
-    fn turned(&self, weight: &[f32], cpu: Cpu) -> Panels<'static> {
+    pub(super) fn turned(&self, weight: &[f32], cpu: Cpu) -> Panels<'static> {
         let (n_taps, c_out) = (self.n_taps(), self.c_out);
         Panels::pack(n_taps * c_out, self.c_in, cpu.threads, |columns, panel| {
             for (tap, panel) in panel.chunks_exact_mut((c_out * COLS).max(1)).enumerate() {
@@ -108,61 +111,92 @@ impl Conv2d {
 
     /// The outer products of a chunk.
     pub(super) fn add_chunk(&self, x: &[f32], d_y: &[f32], mut chunk: Chunk<'_>, cpu: Cpu) {
-        let rows = &d_y[chunk.positions.start * self.c_out..];
-        let row = |i: usize| Some(&rows[i * self.c_out..][..self.c_out]);
-        let b = Strips::<COLS>::pack(chunk.positions.len(), self.c_out, row, cpu.isa);
+        if self.is_linear() {
+            return self.add_linear_chunk(&[(x, self.c_in)], d_y, chunk, cpu);
+        }
         let n_positions = chunk.positions.len();
-        let first = chunk.positions.start;
-        // Divisions: once, and not for every tap; for a linear layer not at all.
-        let origins: Vec<_> = match self.is_linear() {
-            true => vec![],
-            false => chunk.positions.clone().map(|i| self.origin(i)).collect(),
-        };
+        let b = self.pack_d_y(d_y, &chunk, cpu);
+        // Divisions: once, and not for every tap.
+        let origins: Vec<_> = chunk.positions.clone().map(|i| self.origin(i)).collect();
         for tap in 0..self.n_taps() {
             let channels = &chunk.channels;
             let row = |i: usize| {
-                let source = match origins.get(i) {
-                    Some(origin) => self.source(tap, origin)?,
-                    None => first + i,
-                };
+                let source = self.source(tap, origins.get(i)?)?;
                 Some(&x[source * self.c_in..][channels.clone()])
             };
-            let (a, next) = match self.reads_in_place(&chunk) {
-                true => (
-                    Strips::in_place(&x[first * self.c_in..], n_positions, self.c_in),
-                    self.next_rows(x, d_y, &chunk),
-                ),
-                false => (
-                    Strips::pack(n_positions, channels.len(), row, cpu.isa),
-                    [&[][..]; 2],
-                ),
-            };
             let sums = OuterProducts {
-                a: &a,
+                a: &Strips::pack(n_positions, channels.len(), row, cpu.isa),
                 b: &b,
                 sum: chunk.sum,
                 out: chunk.d_weight(self, tap),
                 n_cols: self.c_out,
-                next: Some(next),
+                next: Some([&[]; 2]),
             };
             sums.run(cpu.isa);
         }
     }
 
-    /// Whether a chunk reads whole rows of `x`, and two chunks of them fit the cache: then their
-    /// products read them where they are, and ask for those of the next chunk.
-    fn reads_in_place(&self, chunk: &Chunk<'_>) -> bool {
-        self.is_linear()
-            && chunk.channels.len() == self.c_in
-            && self.c_in.is_multiple_of(ROW_STEP)
-            && CHUNK * (self.c_in + self.c_out) <= CACHED_CHUNK
+    /// The same where each position sees itself alone, of sources that have the channels given, one
+    /// after the other.
+    ///
+    /// Where a chunk reads whole rows, and two chunks of them fit the cache, its products read them
+    /// where they are, and ask for those of the next chunk.
+    pub(super) fn add_linear_chunk(
+        &self,
+        sources: &[(&[f32], usize)],
+        d_y: &[f32],
+        mut chunk: Chunk<'_>,
+        cpu: Cpu,
+    ) {
+        let (first, n_positions) = (chunk.positions.start, chunk.positions.len());
+        let b = self.pack_d_y(d_y, &chunk, cpu);
+        let is_whole =
+            chunk.channels.len() == self.c_in && CHUNK * (self.c_in + self.c_out) <= CACHED_CHUNK;
+        let next = chunk.positions.end..(chunk.positions.end + CHUNK).min(d_y.len() / self.c_out);
+        let mut next_d_y = &d_y[next.start * self.c_out..next.end * self.c_out];
+        let (sum, channels) = (chunk.sum, chunk.channels.clone());
+        let mut out = chunk.d_weight(self, 0);
+        let mut before = 0;
+        for &(x, c) in sources {
+            let own = channels.start.max(before)..channels.end.min(before + c);
+            if own.is_empty() {
+                before += c;
+                continue;
+            }
+            let row = |i: usize| Some(&x[(first + i) * c..][own.start - before..own.end - before]);
+            let (a, next) = match is_whole && c.is_multiple_of(ROW_STEP) {
+                true => (
+                    Strips::in_place(&x[first * c..], n_positions, c),
+                    [
+                        &x[next.start * c..next.end * c],
+                        std::mem::take(&mut next_d_y),
+                    ],
+                ),
+                false => (
+                    Strips::pack(n_positions, own.len(), row, cpu.isa),
+                    [&[][..]; 2],
+                ),
+            };
+            let (own_out, rest) = out.split_at_mut(own.len() * self.c_out);
+            let sums = OuterProducts {
+                a: &a,
+                b: &b,
+                sum,
+                out: own_out,
+                n_cols: self.c_out,
+                next: Some(next),
+            };
+            sums.run(cpu.isa);
+            out = rest;
+            before += c;
+        }
     }
 
-    /// The rows of `x` and `d_y` in the chunk after one.
-    fn next_rows<'a>(&self, x: &'a [f32], d_y: &'a [f32], chunk: &Chunk<'_>) -> [&'a [f32]; 2] {
-        let first = chunk.positions.end;
-        let end = (first + CHUNK).min(d_y.len() / self.c_out);
-        [(x, self.c_in), (d_y, self.c_out)].map(|(rows, width)| &rows[first * width..end * width])
+    /// The gradient of the output in a chunk.
+    fn pack_d_y(&self, d_y: &[f32], chunk: &Chunk<'_>, cpu: Cpu) -> Strips<'static, COLS> {
+        let rows = &d_y[chunk.positions.start * self.c_out..];
+        let row = |i: usize| Some(&rows[i * self.c_out..][..self.c_out]);
+        Strips::pack(chunk.positions.len(), self.c_out, row, cpu.isa)
     }
 
     /// Cuts the sums of a weight gradient into groups of positions and tiles of input channels,

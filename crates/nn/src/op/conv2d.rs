@@ -1,13 +1,11 @@
 //! 2-D convolution and, as its 1×1 case, the linear layer.
 
-use std::ops::Range;
-
 use candle_core::{D, Tensor};
-use p2_kernels::conv2d::{Conv2d as Sizes, Groups, Inputs};
+use p2_kernels::conv2d::{Conv2d as Sizes, Groups, Inputs, JoinedConv2d, JoinedInputs};
 
 use super::{Joined, composed, on_kernels, shape_error, with_slices, written};
 use crate::Result;
-use crate::tape::Node;
+use crate::tape::{Node, Saved};
 
 /// Distance of output positions and width of the zeros around the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,16 +40,9 @@ pub fn conv2d(
     residual: Option<&Node>,
 ) -> Result<Node> {
     let Filter { weight, bias } = filter;
-    let x = &match x.into() {
-        Joined {
-            first,
-            second: Some(second),
-        } if weight.dims().starts_with(&[1, 1]) => {
-            return sum_of_products([&first, &second], filter, geometry, residual);
-        }
-        x => x.into_node()?,
-    };
-    let sizes = sizes(x, filter, geometry)?;
+    let x = x.into();
+    let (n, h, w, c_in) = x.shape().dims4()?;
+    let sizes = sizes([n, h, w, c_in], filter, geometry)?;
     let y_dims = [sizes.n, sizes.out_h(), sizes.out_w(), sizes.c_out];
     if let Some(residual) = residual
         && residual.dims() != y_dims
@@ -59,6 +50,18 @@ pub fn conv2d(
         let dims = residual.dims();
         return Err(shape_error(format_args!("residual {dims:?} of {sizes:?}")));
     }
+    if x.second.is_some()
+        && let Some(conv) = sizes.joined(x.first.value().dim(D::Minus1)?)
+        && on_kernels(
+            &x.iter()
+                .chain([weight, bias])
+                .chain(residual)
+                .collect::<Vec<_>>(),
+        )
+    {
+        return recorded_joined(&x, filter, conv, y_dims, residual);
+    }
+    let x = &x.into_node()?;
     match residual {
         None if on_kernels(&[x, weight, bias]) => recorded(x, filter, sizes, None),
         Some(residual) if on_kernels(&[x, weight, bias, residual]) => {
@@ -75,44 +78,8 @@ pub fn conv2d(
     }
 }
 
-/// A 1×1 convolution of two sources: each with its rows of the weights, the second onto the first.
-fn sum_of_products(
-    [first, second]: [&Node; 2],
-    Filter { weight, bias }: Filter<'_>,
-    geometry: Geometry,
-    residual: Option<&Node>,
-) -> Result<Node> {
-    let (_, _, c_in, _) = weight.value().dims4()?;
-    let c_first = first.value().dim(D::Minus1)?.min(c_in);
-    let no_bias = bias.tape().constant(&bias.value().zeros_like()?);
-    let own = Filter {
-        weight: &input_channels(weight, 0..c_first)?,
-        bias,
-    };
-    let y = conv2d(first, own, geometry, residual)?;
-    let own = Filter {
-        weight: &input_channels(weight, c_first..c_in)?,
-        bias: &no_bias,
-    };
-    conv2d(second, own, geometry, Some(&y))
-}
-
-/// The weights of some input channels of a 1×1 convolution: `[1, 1, C_in, C_out]` to `[1, 1, C, C_out]`.
-fn input_channels(weight: &Node, channels: Range<usize>) -> Result<Node> {
-    let c_in = weight.value().dim(2)?;
-    let value = weight.value().narrow(2, channels.start, channels.len())?;
-    let slot = weight.slot();
-    Ok(weight
-        .tape()
-        .record("linear and 1x1", &[weight], value, move |d_y, sums| {
-            let after = c_in - channels.end;
-            let d_weight = d_y.tensor().pad_with_zeros(2, channels.start, after)?;
-            sums.add(slot, d_weight)
-        }))
-}
-
-fn sizes(x: &Node, filter: Filter<'_>, geometry: Geometry) -> Result<Sizes> {
-    let (n, h, w, c_in) = x.value().dims4()?;
+fn sizes(dims: [usize; 4], filter: Filter<'_>, geometry: Geometry) -> Result<Sizes> {
+    let [n, h, w, c_in] = dims;
     let (kernel, kernel_w, weight_c_in, c_out) = filter.weight.value().dims4()?;
     let Geometry { stride, padding } = geometry;
     let fits = kernel == kernel_w
@@ -122,7 +89,6 @@ fn sizes(x: &Node, filter: Filter<'_>, geometry: Geometry) -> Result<Sizes> {
         && kernel > 0
         && stride > 0;
     if !fits {
-        let dims = x.dims();
         return Err(shape_error(format_args!(
             "conv2d of {dims:?} with {filter:?} and {geometry:?}"
         )));
@@ -251,6 +217,68 @@ fn recorded(
             })?;
             sums.add(slots[1], d_weight)?;
             sums.add(slots[2], Tensor::from_vec(d_bias, sizes.c_out, x.device())?)?;
+        }
+        sums.pass(residual, d_y)
+    });
+    Ok(node)
+}
+
+/// The kernel of two sources on the tape.
+fn recorded_joined(
+    x: &Joined,
+    Filter { weight, bias }: Filter<'_>,
+    conv: JoinedConv2d,
+    y_dims: [usize; 4],
+    residual: Option<&Node>,
+) -> Result<Node> {
+    let name = "linear and 1x1";
+    let cpu = x.tape().cpu();
+    let added = residual.unwrap_or(bias).value(); // read as a residual only if there is one
+    let value = x.tape().forward(name, || {
+        let params = [weight.value(), bias.value(), added];
+        x.values().with_slices(|x| {
+            with_slices(params, |[weight, bias, added]| {
+                let inputs = JoinedInputs {
+                    x,
+                    weight,
+                    bias,
+                    residual: residual.map(|_| added),
+                };
+                written(&y_dims, |y| conv.forward(inputs, y, cpu))
+            })
+        })
+    })?;
+    let inputs: Vec<_> = x.iter().chain([weight, bias]).chain(residual).collect();
+    let (x_slots, slots) = (x.map(Node::slot), [weight, bias].map(Node::slot));
+    let residual = residual.and_then(Node::slot);
+    let learns = slots.iter().any(Option::is_some);
+    let saved = learns.then(|| x.map(Node::save));
+    let x_shapes = x.values().shapes();
+    let (weight, bias) = (weight.value().clone(), bias.value().clone());
+    let node = x.tape().record(name, &inputs, value, move |d_y, sums| {
+        if x_slots.iter().any(Option::is_some) {
+            let d_x = with_slices([&weight, d_y.tensor()], |[weight, d_y]| {
+                x_shapes.written(|d_x| conv.backward_input(d_y, weight, d_x, cpu))
+            })?;
+            for (slot, d_x) in x_slots.into_iter().zip(d_x) {
+                sums.add(slot, d_x)?;
+            }
+        }
+        if let Some(saved) = saved {
+            let x = saved.try_map(Saved::get)?;
+            let mut d_bias = vec![0.0; bias.elem_count()];
+            let d_weight = x.with_slices(|x| {
+                with_slices([d_y.tensor()], |[d_y]| {
+                    written(weight.shape(), |d_weight| {
+                        conv.backward_weight(x, d_y, d_weight, &mut d_bias, cpu);
+                    })
+                })
+            })?;
+            sums.add(slots[0], d_weight)?;
+            sums.add(
+                slots[1],
+                Tensor::from_vec(d_bias, bias.shape(), bias.device())?,
+            )?;
         }
         sums.pass(residual, d_y)
     });

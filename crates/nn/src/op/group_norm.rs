@@ -218,7 +218,7 @@ impl Norm {
         };
         let d_x = with_slices([d_y], |[d_y]| {
             x.with_slices(|x_values| {
-                x.written(|d_x| {
+                x.shapes().written(|d_x| {
                     let gradients = Gradients {
                         d_x,
                         d_scale: &mut d_folded.scale,

@@ -137,18 +137,25 @@ impl Joined<Tensor> {
         }
     }
 
-    /// CPU tensors of the same shapes whose elements `write` sets, all of them.
-    pub(super) fn written(&self, write: impl FnOnce([&mut [f32]; 2])) -> Result<Self> {
-        let mut values = self.map(|tensor| unfilled(tensor.elem_count()));
+    /// The shape of each.
+    pub(super) fn shapes(&self) -> Joined<Shape> {
+        self.map(|tensor| tensor.shape().clone())
+    }
+}
+
+impl Joined<Shape> {
+    /// CPU tensors of these shapes whose elements `write` sets, all of them.
+    pub(super) fn written(&self, write: impl FnOnce([&mut [f32]; 2])) -> Result<Joined<Tensor>> {
+        let mut values = self.map(|shape| unfilled(shape.elem_count()));
         let second = values.second.as_deref_mut().unwrap_or_default();
         write([&mut values.first, second]);
         let tensor =
-            |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);
+            |values: Vec<f32>, shape: &Shape| Tensor::from_vec(values, shape, &Device::Cpu);
         let second = values.second.zip(self.second.as_ref());
-        Ok(Self {
+        Ok(Joined {
             first: tensor(values.first, &self.first)?,
             second: second
-                .map(|(values, like)| tensor(values, like))
+                .map(|(values, shape)| tensor(values, shape))
                 .transpose()?,
         })
     }

@@ -231,7 +231,7 @@ fn multiply<'a>(row: impl Fn(usize) -> &'a [f32], b: &Panels<'_>, out: &mut [f32
             std::array::from_fn(|r| row(first_row + r.min(live - 1))[..b.k].as_ptr());
         let block = RowsTimesPanels {
             a: &a,
-            k: b.k,
+            k: &[b.k],
             b,
             start: Start::Zero,
             residual: None,
