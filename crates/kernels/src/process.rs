@@ -45,14 +45,10 @@ fn prefer_huge_pages() {
 }
 
 /// Three quarters of the machine's memory, but no more than half of what this process may take.
+///
+/// A system that counts what is only reserved refuses so large a block as a rule: pages stay small.
 #[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
 fn heap_bytes() -> usize {
-    // A system that promises no more memory than it has counts what is only reserved.
-    let is_counted = std::fs::read_to_string("/proc/sys/vm/overcommit_memory")
-        .is_ok_and(|mode| mode.trim() == "2");
-    if is_counted {
-        return 7 << 28;
-    }
     // SAFETY: it takes an integer and returns one, -1 if it does not know.
     let [pages, page] =
         [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|name| unsafe { libc::sysconf(name) });
