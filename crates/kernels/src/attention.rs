@@ -19,6 +19,19 @@ use rows::HeadInRows;
 use tiles::HeadOnTiles;
 use vectors::HeadInVectors;
 
+/// `2^x` for x in [-1/2, 1/2] by powers of x: the least relative error with a first number of 1.
+const EXP2: [f32; 6] = [
+    1.0,
+    0.693_146_94,
+    0.240_221_2,
+    0.055_507_13,
+    0.009_675_541,
+    0.001_327_647_2,
+];
+
+/// `1.5 * 2^23`: a sum with it is rounded to an integer, which stands in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// Sizes of the operation and the layout of its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attention {

@@ -5,6 +5,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use super::super::{EXP2, ROUND};
 use super::packed::Packing;
 use crate::amx::SIDE;
 use crate::amx::pack::{self, pairs_along};
@@ -154,17 +155,7 @@ impl Exponent {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn of(&self, x: Queries) -> Queries {
-        // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-        let round = _mm512_set1_ps(12_582_912.0);
-        // Minimax of relative error for 2^x in [-1/2, 1/2], but for the 1.
-        let polynomial = [
-            1.0,
-            0.693_146_94,
-            0.240_221_2,
-            0.055_507_13,
-            0.009_675_541,
-            0.001_327_647_2,
-        ];
+        let round = _mm512_set1_ps(ROUND);
         let mut powers = x;
         for i in 0..2 {
             let x = _mm512_fmsub_ps(x[i], self.factor, self.offset[i]);
@@ -172,8 +163,8 @@ impl Exponent {
             let x = _mm512_max_ps(_mm512_set1_ps(-125.0), x);
             let shifted = _mm512_add_ps(x, round);
             let fraction = _mm512_sub_ps(x, _mm512_sub_ps(shifted, round));
-            let mut sum = _mm512_set1_ps(polynomial[5]);
-            for coefficient in polynomial[..5].iter().rev() {
+            let mut sum = _mm512_set1_ps(EXP2[5]);
+            for coefficient in EXP2[..5].iter().rev() {
                 sum = _mm512_fmadd_ps(sum, fraction, _mm512_set1_ps(*coefficient));
             }
             let power = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));

@@ -4,6 +4,7 @@
 
 use pulp::{Simd, WithSimd};
 
+use super::super::{EXP2, ROUND};
 use super::{BLOCK, Queries};
 use crate::lanes::{read, write};
 
@@ -208,22 +209,12 @@ fn larger<S: Simd>(simd: S, a: S::f32s, b: S::f32s) -> S::f32s {
 /// `2^x` to 2e-7 of the result, for x up to 0; those under -125 count as that.
 #[inline(always)]
 fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    // Minimax of relative error for 2^x in [-1/2, 1/2], but for the 1.
-    const POLYNOMIAL: [f32; 6] = [
-        1.0,
-        0.693_146_94,
-        0.240_221_2,
-        0.055_507_13,
-        0.009_675_541,
-        0.001_327_647_2,
-    ];
-    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-    let round = simd.splat_f32s(12_582_912.0);
+    let round = simd.splat_f32s(ROUND);
     let x = larger(simd, simd.splat_f32s(-125.0), x);
     let shifted = simd.add_f32s(x, round);
     let fraction = simd.sub_f32s(x, simd.sub_f32s(shifted, round));
-    let mut sum = simd.splat_f32s(POLYNOMIAL[5]);
-    for coefficient in POLYNOMIAL[..5].iter().rev() {
+    let mut sum = simd.splat_f32s(EXP2[5]);
+    for coefficient in EXP2[..5].iter().rev() {
         sum = simd.mul_add_e_f32s(sum, fraction, simd.splat_f32s(*coefficient));
     }
     let power = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
