@@ -29,9 +29,6 @@ const EXP2: [f32; 6] = [
     0.001_327_647_2,
 ];
 
-/// `1.5 * 2^23`: a sum with it is rounded to an integer, which stands in the low bits.
-const ROUND: f32 = 12_582_912.0;
-
 /// Sizes of the operation and the layout of its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attention {

@@ -5,12 +5,13 @@ use crate::cpu::{Cpu, MulAdd, Shared};
 /// Elements of one tile.
 const TILE: usize = 1 << 14;
 
+/// `1.5 * 2^23`: a sum with it is rounded to an integer, which stands in the low bits.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
 /// `e^x` for `x` clamped to `[-87, 87]`, to 2 units in the last place, in plain operations that
 /// vectorize.
 #[inline(always)]
 pub(crate) fn exp(x: f32, mul_add: MulAdd) -> f32 {
-    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     const ONE: u32 = 1.0_f32.to_bits();
     let x = x.clamp(-87.0, 87.0);
     let shifted = mul_add.run(x, std::f32::consts::LOG2_E, ROUND);

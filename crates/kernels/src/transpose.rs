@@ -1,8 +1,8 @@
-//! Rows of a square of numbers to its columns.
+//! Rows of squares of numbers, of 16 or of four, to their columns.
 
 use crate::cpu::Isa;
 
-/// Rows and columns of a square.
+/// Rows and columns of a large square.
 pub(crate) const SIDE: usize = 16;
 
 /// `into[j][i] = from[i * stride + j]`.
@@ -21,6 +21,25 @@ pub(crate) fn square(isa: Isa, from: &[f32], stride: usize, into: &mut [[f32; SI
             }
         }
     }
+}
+
+/// Four rows as columns.
+#[inline(always)]
+pub(crate) fn four(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__m128, _MM_TRANSPOSE4_PS};
+        // The compiler would move number by number.
+        // SAFETY: both types are four numbers, four times; every such processor has the instructions.
+        unsafe {
+            let [mut a, mut b, mut c, mut d] =
+                std::mem::transmute::<[[f32; 4]; 4], [__m128; 4]>(rows);
+            _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+            std::mem::transmute::<[__m128; 4], [[f32; 4]; 4]>([a, b, c, d])
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::array::from_fn(|column| rows.map(|row| row[column]))
 }
 
 /// With shuffles of AVX-512.
@@ -86,6 +105,15 @@ pub(crate) mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn four_rows_become_columns() {
+        let rows = std::array::from_fn(|i| std::array::from_fn(|j| (4 * i + j) as f32));
+        let columns = four(rows);
+        for (i, row) in rows.iter().enumerate() {
+            assert_eq!(columns.map(|column| column[i]), *row);
+        }
+    }
 
     #[test]
     fn columns_become_rows_with_each_instruction_set() {

@@ -17,7 +17,7 @@ use crate::gemm::Sum;
 use crate::panels::COLS;
 use crate::scratch::Scratch;
 use product::{Across, Along};
-use rows::{Rows, padded, transpose};
+use rows::{Rows, copy_columns, padded};
 use softmax::{Exponentials, Gradients, Maxima};
 
 /// Queries of a block.
@@ -87,7 +87,7 @@ impl<'a> HeadInVectors<'a> {
             let mut ahead = Ahead::new(&ahead, &queries, 3 * t.div_ceil(KEYS));
             let into = (&mut *q_columns, &mut *scores);
             let max = self.scores(&keys, &queries, into, &mut ahead);
-            transpose(d_y, 0, &queries, &mut d_y_columns);
+            copy_columns(d_y, 0, &queries, &mut d_y_columns);
             let [mut sums, mut dots] = [[0.0; BLOCK]; 2];
             for chunk in steps(t, KEYS) {
                 ahead.step();
@@ -135,7 +135,7 @@ impl<'a> HeadInVectors<'a> {
         (columns, scores): (&mut [f32], &mut [f32]),
         ahead: &mut Ahead<impl Fn(Range<usize>)>,
     ) -> Queries {
-        transpose(self.head, 0, queries, columns);
+        copy_columns(self.head, 0, queries, columns);
         let mut max = [f32::NEG_INFINITY; BLOCK];
         for chunk in steps(self.head.places.n_positions, KEYS) {
             ahead.step();

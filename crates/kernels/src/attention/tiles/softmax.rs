@@ -5,11 +5,12 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::super::{EXP2, ROUND};
+use super::super::EXP2;
 use super::packed::Packing;
 use crate::amx::SIDE;
 use crate::amx::pack::{self, pairs_along};
 use crate::amx::product::BLOCK;
+use crate::elementwise::ROUND;
 
 /// The softmax of a block of queries.
 #[derive(Clone, Copy)]

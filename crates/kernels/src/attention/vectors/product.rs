@@ -142,10 +142,8 @@ impl Tile {
             true => (1, COLS),
             false => (COLS, 1),
         };
-        let (strip, mut next) = match IS_ACROSS {
-            true => (self.depth, self.a),
-            false => (COLS, self.a),
-        };
+        let strip = if IS_ACROSS { self.depth } else { COLS };
+        let mut next = self.a;
         // SAFETY: by contract.
         unsafe {
             let mut acc = [[simd.splat_f32s(0.0); V]; R];

@@ -7,6 +7,7 @@ use crate::cpu::Isa;
 use crate::gemm::ROW_STEP;
 use crate::panels::COLS;
 use crate::scratch::Scratch;
+use crate::transpose;
 
 /// Rows of d channels in strips of [`COLS`], filled up with zeros: the distance of two rows is a
 /// constant, as register tiles have too many rows for a register each.
@@ -120,7 +121,7 @@ fn scale(x: &[f32], factor: f32, into: &mut [f32]) {
 }
 
 /// Writes some positions, at most [`COLS`], as columns: `[d, COLS]`, filled up with zeros.
-pub(super) fn transpose(
+pub(super) fn copy_columns(
     head: &Head<'_>,
     kind: usize,
     positions: &Range<usize>,
@@ -137,7 +138,7 @@ pub(super) fn transpose(
         let blocks = a.0.iter().zip(b.0).zip(c.0).zip(d.0);
         let (whole, rest) = columns.split_at_mut(a.0.len() * 4 * COLS);
         for ((((a, b), c), d), into) in blocks.zip(whole.chunks_exact_mut(4 * COLS)) {
-            let block = transposed([*a, *b, *c, *d]);
+            let block = transpose::four([*a, *b, *c, *d]);
             for i in 0..4 {
                 into[i * COLS + first..][..4].copy_from_slice(&block[i]);
             }
@@ -153,23 +154,4 @@ pub(super) fn transpose(
             column[n..].fill(0.0);
         }
     }
-}
-
-/// Rows as columns.
-#[inline(always)]
-fn transposed(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{__m128, _MM_TRANSPOSE4_PS};
-        // The compiler would move number by number.
-        // SAFETY: both types are four numbers, four times; every such processor has the instructions.
-        unsafe {
-            let [mut a, mut b, mut c, mut d] =
-                std::mem::transmute::<[[f32; 4]; 4], [__m128; 4]>(rows);
-            _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
-            std::mem::transmute::<[__m128; 4], [[f32; 4]; 4]>([a, b, c, d])
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::array::from_fn(|column| rows.map(|row| row[column]))
 }

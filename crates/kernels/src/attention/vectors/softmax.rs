@@ -4,8 +4,9 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::super::{EXP2, ROUND};
+use super::super::EXP2;
 use super::{BLOCK, Queries};
+use crate::elementwise::ROUND;
 use crate::lanes::{read, write};
 
 /// The largest score of each query.
@@ -35,22 +36,32 @@ pub(super) struct Gradients<'a> {
     pub(super) dots: &'a Queries,
 }
 
+/// What is done with the rows of some keys.
+trait Columns {
+    /// Does it for V vectors of columns from `col` on.
+    fn columns<S: Simd, const V: usize>(&mut self, simd: S, col: usize);
+}
+
+/// Does it for all columns: two vectors at a time, or all numbers where a vector is one.
+#[inline(always)]
+fn for_all<S: Simd>(simd: S, mut work: impl Columns) {
+    if S::F32_LANES == 1 {
+        return work.columns::<S, BLOCK>(simd, 0);
+    }
+    for col in (0..BLOCK).step_by(2 * S::F32_LANES) {
+        work.columns::<S, 2>(simd, col);
+    }
+}
+
 impl WithSimd for Maxima<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        for_columns(
-            simd,
-            self,
-            #[inline(always)]
-            |simd, op, col| op.columns::<S, 2>(simd, col),
-            #[inline(always)]
-            |simd, op, col| op.columns::<S, 32>(simd, col),
-        );
+        for_all(simd, self);
     }
 }
 
-impl Maxima<'_> {
+impl Columns for Maxima<'_> {
     #[inline(always)]
     fn columns<S: Simd, const V: usize>(&mut self, simd: S, col: usize) {
         let width = V * S::F32_LANES;
@@ -80,18 +91,11 @@ impl WithSimd for Exponentials<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        for_columns(
-            simd,
-            self,
-            #[inline(always)]
-            |simd, op, col| op.columns::<S, 2>(simd, col),
-            #[inline(always)]
-            |simd, op, col| op.columns::<S, 32>(simd, col),
-        );
+        for_all(simd, self);
     }
 }
 
-impl Exponentials<'_> {
+impl Columns for Exponentials<'_> {
     #[inline(always)]
     fn columns<S: Simd, const V: usize>(&mut self, simd: S, col: usize) {
         let width = V * S::F32_LANES;
@@ -134,18 +138,11 @@ impl WithSimd for Gradients<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        for_columns(
-            simd,
-            self,
-            #[inline(always)]
-            |simd, op, col| op.columns::<S, 2>(simd, col),
-            #[inline(always)]
-            |simd, op, col| op.columns::<S, 32>(simd, col),
-        );
+        for_all(simd, self);
     }
 }
 
-impl Gradients<'_> {
+impl Columns for Gradients<'_> {
     #[inline(always)]
     fn columns<S: Simd, const V: usize>(&mut self, simd: S, col: usize) {
         let columns = col..col + V * S::F32_LANES;
@@ -163,22 +160,6 @@ impl Gradients<'_> {
                 write::<S, V>(e, row.as_mut_ptr());
             }
         }
-    }
-}
-
-/// Calls a function for all columns: two vectors at a time, or all numbers where a vector is one.
-#[inline(always)]
-fn for_columns<S: Simd, Op>(
-    simd: S,
-    mut op: Op,
-    two: impl Fn(S, &mut Op, usize),
-    all: impl Fn(S, &mut Op, usize),
-) {
-    if S::F32_LANES == 1 {
-        return all(simd, &mut op, 0);
-    }
-    for col in (0..BLOCK).step_by(2 * S::F32_LANES) {
-        two(simd, &mut op, col);
     }
 }
 

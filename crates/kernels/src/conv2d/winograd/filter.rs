@@ -83,23 +83,22 @@ impl Filter<'_> {
             *staged = [[[0.0; STAGE]; STAGE]; TAPS * TAPS];
         }
         for tap in 0..TAPS * TAPS {
-            if self.direction == Direction::Forward {
-                for (into, k) in staged[tap].iter_mut().zip(depth.clone()) {
-                    let row = &self.row(tap, k)[first_col.min(self.c_out)..];
-                    into[..n_cols].copy_from_slice(row);
+            match self.direction {
+                Direction::Forward => {
+                    for (into, k) in staged[tap].iter_mut().zip(depth.clone()) {
+                        let row = &self.row(tap, k)[first_col.min(self.c_out)..];
+                        into[..n_cols].copy_from_slice(row);
+                    }
                 }
-                continue;
-            }
-            let turned = &mut staged[TAPS * TAPS - 1 - tap];
-            if is_whole && depth.len() == STAGE {
-                let from = &self.weight[(tap * self.c_in + first_col) * self.c_out + depth.start..];
-                transpose::square(isa, from, self.c_out, turned);
-                continue;
-            }
-            for col in 0..n_cols {
-                let row = &self.row(tap, first_col + col)[depth.clone()];
-                for (into, &value) in turned.iter_mut().zip(row) {
-                    into[col] = value;
+                Direction::Turned => {
+                    let turned = &mut staged[TAPS * TAPS - 1 - tap];
+                    self.turn(
+                        isa,
+                        tap,
+                        depth.clone(),
+                        first_col..first_col + n_cols,
+                        turned,
+                    );
                 }
             }
         }
@@ -107,6 +106,29 @@ impl Filter<'_> {
             first: staged.as_ptr().cast(),
             stride: STAGE * STAGE,
             row_stride: STAGE,
+        }
+    }
+
+    /// Copies weights of a tap from some input channels, `cols`, to some output channels, the other
+    /// way round.
+    #[inline(always)]
+    fn turn(
+        &self,
+        isa: Isa,
+        tap: usize,
+        depth: Range<usize>,
+        cols: Range<usize>,
+        turned: &mut [[f32; STAGE]; STAGE],
+    ) {
+        if cols.len() == STAGE && depth.len() == STAGE {
+            let from = &self.weight[(tap * self.c_in + cols.start) * self.c_out + depth.start..];
+            return transpose::square(isa, from, self.c_out, turned);
+        }
+        for (i, col) in cols.enumerate() {
+            let row = &self.row(tap, col)[depth.clone()];
+            for (into, &value) in turned.iter_mut().zip(row) {
+                into[i] = value;
+            }
         }
     }
 
