@@ -15,7 +15,7 @@ use p2_kernels::{Cpu, Isa, Precision, Threads};
 static ALLOCATOR: Lines = Lines;
 
 /// Images, input and output channels, rows and columns.
-const SIZES: [[usize; 4]; 10] = [
+const SIZES: [[usize; 4]; 18] = [
     [32, 64, 64, 32],
     [32, 128, 128, 16],
     [32, 128, 128, 8],
@@ -27,6 +27,14 @@ const SIZES: [[usize; 4]; 10] = [
     [2, 256, 256, 32],
     [2, 512, 512, 16],
     [2, 512, 512, 8],
+    [8, 96, 96, 64],
+    [8, 192, 192, 32],
+    [8, 288, 288, 16],
+    [8, 384, 384, 8],
+    [8, 192, 96, 64],
+    [8, 384, 192, 32],
+    [8, 576, 288, 16],
+    [8, 768, 384, 8],
 ];
 
 fn fill(len: usize) -> Vec<f32> {

@@ -11,8 +11,8 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Amx;
+use crate::cache::{prefetch_line, prefetch_to_write};
 use crate::cpu::{Cpu, Precision, Shared};
-use crate::gather::{prefetch_line, prefetch_to_write};
 use crate::scratch::LINE;
 use rows::HeadInRows;
 #[cfg(target_arch = "x86_64")]

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use crate::cache::{prefetch_line, prefetch_to_write};
 use crate::cpu::{Isa, Shared};
-use crate::gather::{prefetch_line, prefetch_to_write};
 use crate::lanes::{add, copy, load, read, store, write};
 use crate::panels::{COLS, Panels};
 use crate::scratch::LINE;

@@ -8,6 +8,7 @@ mod amx;
 pub mod attention;
 mod awake;
 mod bf16;
+mod cache;
 pub mod chacha8;
 pub mod conv2d;
 pub mod cpu;

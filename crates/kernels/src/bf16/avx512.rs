@@ -137,7 +137,7 @@ impl Bf16 {
                     // SAFETY: the instructions are there.
                     unsafe { pair_row(row, &mut a[r * b.n_pairs..][..b.n_pairs]) };
                 }
-                crate::gather::prefetch(
+                crate::cache::prefetch(
                     &x[(first + live) * k..(first + ROWS + live).min(rows.end) * k],
                 );
                 for panel in tiles.panels(tile) {

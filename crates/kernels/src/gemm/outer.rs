@@ -3,8 +3,8 @@
 use pulp::{Simd, WithSimd};
 
 use super::{PREFETCHED, ROWS, Sum};
+use crate::cache::{prefetch_line, prefetch_to_l2};
 use crate::cpu::Isa;
-use crate::gather::{prefetch_line, prefetch_to_l2};
 use crate::lanes::{copy, load, read, store, write};
 use crate::panels::{COLS, Strips};
 use crate::scratch::LINE;

@@ -4,9 +4,9 @@
 //! the same operations in whatever part its column is.
 
 use super::{Activation, TILE};
+use crate::cache::{prefetch_line, prefetch_to_write};
 use crate::cpu::MulAdd;
 use crate::elementwise::{sigmoid, silu_slope};
-use crate::gather::{prefetch_line, prefetch_to_write};
 use crate::scratch::LINE;
 
 /// What is done with the rows of a tile.

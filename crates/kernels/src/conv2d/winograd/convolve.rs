@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::filter::{Filter, TransformFilter, panel_len, position_stride};
 use super::images::{TransformInput, TransformOutput};
-use super::product::{COLS, Products, Rows, Sums};
+use super::product::{Ahead, COLS, Products, Rows, Sums};
 use super::tile::{Layout, Planes, Tiles};
 use super::transform::POSITIONS;
 use crate::cpu::{Cpu, Shared};
@@ -37,11 +37,6 @@ const FILTER_DEPTH: usize = 64;
 /// Tiles of which one task transforms the inputs for all panels.
 const DEEP_TILES: usize = 4;
 
-/// Columns of a panel that are live, rounded up to half a panel.
-pub(super) fn panel_cols(first_col: usize, cols: usize) -> usize {
-    (cols - first_col).next_multiple_of(COLS / 2).min(COLS)
-}
-
 impl Convolution<'_> {
     /// Transforms all weights, then passes over blocks of tiles: each thread transforms the inputs
     /// of some tiles, multiplies and transforms back while they are in its cache.
@@ -66,17 +61,20 @@ impl Convolution<'_> {
                 let mut products = Block::new(range.len(), block_cols);
                 for first_col in (0..cols).step_by(block_cols) {
                     let part = first_col..cols.min(first_col + block_cols);
-                    for col in part.clone().step_by(COLS) {
-                        let panel = &filters[col / COLS * panel_len(depth)..][..panel_len(depth)];
-                        let size = [depth, panel_cols(col, cols)];
-                        let into = (col - first_col, Sums::Set);
-                        let inputs = Inputs {
-                            values: &inputs,
-                            layout,
-                            are_far: false,
-                        };
-                        products.multiply(inputs, (panel, depth), size, into, cpu);
-                    }
+                    let panels = &filters[first_col / COLS * panel_len(depth)..];
+                    let inputs = Inputs {
+                        values: &inputs,
+                        layout,
+                        are_far: false,
+                    };
+                    products.multiply(
+                        inputs,
+                        (panels, depth),
+                        depth,
+                        part.len(),
+                        (Sums::Set, None),
+                        cpu,
+                    );
                     self.transform_outputs(&products, range.clone(), part, &y, cpu);
                 }
             });
@@ -99,8 +97,9 @@ impl Convolution<'_> {
         });
         let inputs = &inputs[..];
         let y = Shared::new(y);
-        cpu.threads.for_each(cols.div_ceil(COLS), |panel| {
-            let part = panel * COLS..cols.min((panel + 1) * COLS);
+        let strips = Strips::new(cols, cpu);
+        cpu.threads.for_each(strips.n, |strip| {
+            let part = strips.part(strip);
             let mut filters = Scratch::new(panel_len(DEEP_DEPTH));
             let mut products = Block::new(n_tiles, COLS);
             let mut sums = Sums::Set;
@@ -116,13 +115,27 @@ impl Convolution<'_> {
                     position_stride: position_stride(DEEP_DEPTH),
                 });
                 let from = first_k / layout.chunk * layout.chunk_stride;
-                let size = [depths.len(), panel_cols(part.start, cols)];
                 let inputs = Inputs {
                     values: &inputs[from..],
                     layout,
                     are_far: true,
                 };
-                products.multiply(inputs, (&filters, DEEP_DEPTH), size, (0, sums), cpu);
+                let filters = (&filters[..], DEEP_DEPTH);
+                let next = if depths.end < depth {
+                    (depths.end, part.clone())
+                } else {
+                    (0, strips.part((strip + 1).min(strips.n - 1)))
+                };
+                let next_depths = next.0..depth.min(next.0 + DEEP_DEPTH);
+                let ahead = Some(self.filter.ahead(next_depths, next.1));
+                products.multiply(
+                    inputs,
+                    filters,
+                    depths.len(),
+                    part.len(),
+                    (sums, ahead),
+                    cpu,
+                );
                 sums = Sums::Continue;
             }
             self.transform_outputs(&products, 0..n_tiles, part, &y, cpu);
@@ -202,6 +215,32 @@ impl Convolution<'_> {
     }
 }
 
+/// Columns in like shares for all threads: panels of which some are half live.
+///
+/// No bit of a result depends on them.
+struct Strips {
+    cols: usize,
+    n_halves: usize,
+    n: usize,
+}
+
+impl Strips {
+    fn new(cols: usize, cpu: Cpu) -> Self {
+        let n_halves = cols.div_ceil(COLS / 2);
+        let rounds = n_halves.div_ceil(2 * cpu.threads.count());
+        Self {
+            cols,
+            n_halves,
+            n: n_halves.min(rounds * cpu.threads.count()),
+        }
+    }
+
+    fn part(&self, strip: usize) -> Range<usize> {
+        let start = |strip: usize| strip * self.n_halves / self.n * (COLS / 2);
+        start(strip)..self.cols.min(start(strip + 1))
+    }
+}
+
 /// Transformed inputs, from some depth on.
 #[derive(Clone, Copy)]
 struct Inputs<'a> {
@@ -230,14 +269,14 @@ impl Block {
         }
     }
 
-    /// Multiplies inputs by `depth` rows of a panel with room for `room` of them, which is live in
-    /// `n_cols` columns; the products go to the columns from `col` on.
+    /// Multiplies inputs by `depth` rows of panels with room for `room` of them, for `n_cols` columns.
     fn multiply(
         &mut self,
         inputs: Inputs<'_>,
-        (panel, room): (&[f32], usize),
-        [depth, n_cols]: [usize; 2],
-        (col, sums): (usize, Sums),
+        (panels, room): (&[f32], usize),
+        depth: usize,
+        n_cols: usize,
+        (sums, ahead): (Sums, Option<Ahead>),
         cpu: Cpu,
     ) {
         let products = Products {
@@ -247,15 +286,18 @@ impl Block {
                 chunk_stride: inputs.layout.chunk_stride,
                 is_far: inputs.are_far,
             },
-            b: panel,
+            b: panels,
             b_position: position_stride(room),
-            c: &mut self.sums[col..],
+            b_panel: panel_len(room),
+            c: &mut self.sums,
             c_position: self.position_stride,
+            c_panel: COLS,
             c_row: self.cols,
             n_rows: self.n_tiles,
             depth,
-            n_cols,
+            n_cols: n_cols.next_multiple_of(COLS / 2),
             sums,
+            ahead,
         };
         products.run(cpu.isa);
     }

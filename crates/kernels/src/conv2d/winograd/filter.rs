@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::product::{COLS, ROW_STEP};
+use super::product::{Ahead, COLS, ROW_STEP};
 use super::tile::{load, store};
 use super::transform::{self, IN, POSITIONS, TAPS};
+use crate::cache::{can_stream, finish_streams, prefetch_to_l2, prefetch_to_write, stream};
 use crate::cpu::{Isa, Shared};
-use crate::gather::{prefetch_line, prefetch_to_write};
 use crate::scratch::LINE;
 use crate::transpose;
 
@@ -132,6 +132,22 @@ impl Filter<'_> {
         }
     }
 
+    /// The weights from some depths to a panel of columns, for products to ask for.
+    pub(super) fn ahead(&self, depth: Range<usize>, cols: Range<usize>) -> Ahead {
+        let [c_in, c_out] = match self.direction {
+            Direction::Forward => [depth, cols],
+            Direction::Turned => [cols, depth],
+        };
+        let first = c_in.start * self.c_out + c_out.start;
+        Ahead {
+            first: self.weight.as_ptr().wrapping_add(first),
+            matrix_stride: self.c_in * self.c_out,
+            row_stride: self.c_out,
+            n_rows: c_in.len(),
+            row_len: c_out.len(),
+        }
+    }
+
     /// Asks for what the `k`th row of a block brings to the next one: rows of weights are too far
     /// apart for the hardware to foresee them.
     #[inline(always)]
@@ -143,7 +159,7 @@ impl Filter<'_> {
         };
         let next = self.weight.as_ptr().wrapping_add(c_in * self.c_out + c_out);
         for tap in 0..TAPS * TAPS {
-            prefetch_line(next.wrapping_add(tap * self.c_in * self.c_out));
+            prefetch_to_l2(next.wrapping_add(tap * self.c_in * self.c_out));
         }
     }
 }
@@ -309,25 +325,47 @@ impl WithSimd for TransformSums<'_> {
                 let last = (TAPS * TAPS - 1) * tap_stride;
                 // SAFETY: rows and columns of different tasks are disjoint.
                 let into = d_weight.pointer(row * c_out + col, last + n_cols);
+                let streams = can_stream::<S>(into, c_out);
                 for first in (0..n_cols).step_by(S::F32_LANES) {
                     let n = S::F32_LANES.min(n_cols - first);
                     // SAFETY: the sums hold whole panels at each position, checked above; the
-                    // results hold `n_cols`.
+                    // results hold `n_cols`; lines are streamed where they can be.
                     unsafe {
                         let from = (from.0.add(first), from.1);
-                        let into = (into.add(first), tap_stride);
-                        for tap in 0..TAPS * TAPS {
-                            prefetch_to_write(into.0.wrapping_add(tap * tap_stride + c_out));
-                        }
-                        if n == S::F32_LANES {
-                            transform_sums::<S, true>(simd, from, into, n);
+                        let into = into.add(first);
+                        if n < S::F32_LANES {
+                            transform_sums(
+                                simd,
+                                from,
+                                #[inline(always)]
+                                |tap, values| {
+                                    store::<S, false>(simd, values, into.add(tap * tap_stride), n);
+                                },
+                            );
+                        } else if streams {
+                            transform_sums(
+                                simd,
+                                from,
+                                #[inline(always)]
+                                |tap, values| stream::<S>(values, into.add(tap * tap_stride)),
+                            );
                         } else {
-                            transform_sums::<S, false>(simd, from, into, n);
+                            transform_sums(
+                                simd,
+                                from,
+                                #[inline(always)]
+                                |tap, values| {
+                                    let into = into.add(tap * tap_stride);
+                                    prefetch_to_write(into.wrapping_add(c_out));
+                                    store::<S, true>(simd, values, into, n);
+                                },
+                            );
                         }
                     }
                 }
             }
         }
+        finish_streams();
     }
 }
 
@@ -351,17 +389,15 @@ fn add_groups<S: Simd>(
     }
 }
 
-/// The gradients of one vector of weights.
+/// The gradients of one vector of weights, each given to `store` with its tap.
 ///
 /// # Safety
-/// `from` must be readable for a vector at each position, `into` writable for `n` floats at each tap,
-/// a vector if `WHOLE`.
+/// `from` must be readable for a vector at each position.
 #[inline(always)]
-unsafe fn transform_sums<S: Simd, const WHOLE: bool>(
+unsafe fn transform_sums<S: Simd>(
     simd: S,
     (from, position_stride): (*const f32, usize),
-    (into, tap_stride): (*mut f32, usize),
-    n: usize,
+    mut store: impl FnMut(usize, S::f32s),
 ) {
     transform::both_ways(
         #[inline(always)]
@@ -375,9 +411,6 @@ unsafe fn transform_sums<S: Simd, const WHOLE: bool>(
             }
         },
         #[inline(always)]
-        |y, x, value| {
-            // SAFETY: writable by contract.
-            unsafe { store::<S, WHOLE>(simd, value, into.add((y * TAPS + x) * tap_stride), n) };
-        },
+        |y, x, value| store(y * TAPS + x, value),
     );
 }

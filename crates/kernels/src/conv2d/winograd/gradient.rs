@@ -64,8 +64,7 @@ impl WeightGradient<'_> {
         let group_tiles = n_tiles.div_ceil(self.groups());
         let n_groups = n_tiles.div_ceil(group_tiles);
         // No bit of a result depends on the blocks.
-        let at_least = cpu.threads.count().div_ceil(n_groups);
-        let blocks = Blocks::new([self.c_in, self.c_out], at_least);
+        let blocks = Blocks::new([self.c_in, self.c_out], n_groups, cpu.threads.count());
         let block_len = blocks.sums(0).len();
         // The sums of several groups have to wait for each other, those of a single one do not.
         let is_single = n_groups == 1;
@@ -157,7 +156,7 @@ impl WeightGradient<'_> {
         let n_tiles = self.tiles.count();
         let chunk_tiles = self.chunk_tiles();
         // No bit of a result depends on the blocks.
-        let blocks = Blocks::new([self.c_in, self.c_out], cpu.threads.count());
+        let blocks = Blocks::new([self.c_in, self.c_out], 1, cpu.threads.count());
         let block_len = blocks.sums(0).len();
         let mut operands = Operands::new([0..self.c_in, 0..self.c_out], chunk_tiles.min(n_tiles));
         // The sums of several chunks have to wait for the next one, those of a single one do not.
@@ -280,7 +279,7 @@ impl WeightGradient<'_> {
     /// Tiles of a group whose transforms for a block of channels are multiplied at a time: the
     /// same for any number of blocks, as each sum is written once per such a block.
     fn block_tiles(&self, group_tiles: usize) -> usize {
-        let [rows, cols] = Blocks::new([self.c_in, self.c_out], 1).size;
+        let [rows, cols] = Blocks::new([self.c_in, self.c_out], 1, 1).size;
         let most = BLOCK_LEN / (POSITIONS * (rows + cols));
         group_tiles.div_ceil(group_tiles.div_ceil(most.clamp(16, 96)))
     }

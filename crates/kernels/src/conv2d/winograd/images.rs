@@ -7,8 +7,8 @@ use pulp::{Simd, WithSimd};
 
 use super::tile::{Planes, Tiles, load, store};
 use super::transform::{self, IN, OUT, POSITIONS};
+use crate::cache::{prefetch_line, prefetch_to_write};
 use crate::cpu::Shared;
-use crate::gather::{prefetch_line, prefetch_to_write};
 use crate::scratch::LINE;
 
 /// Inputs of tiles, with zeros around the images, to their values at the points: `B^T d B`.

@@ -2,10 +2,11 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::transform::POSITIONS;
+use super::transform::{POSITIONS, TAPS};
 use crate::Isa;
-use crate::gather::prefetch_line;
+use crate::cache::{prefetch_line, prefetch_to_l2};
 use crate::lanes::{copy, read, write};
+use crate::scratch::LINE;
 
 /// Columns of a panel. The last one of a matrix may be live in its first half only.
 pub(super) const COLS: usize = 32;
@@ -52,18 +53,51 @@ pub(super) struct Products<'a> {
     pub(super) a: &'a [f32],
     pub(super) a_position: usize,
     pub(super) rows: Rows,
-    /// Rows of [`COLS`] elements.
+    /// Panels of rows of [`COLS`] elements.
     pub(super) b: &'a [f32],
     pub(super) b_position: usize,
+    pub(super) b_panel: usize,
     pub(super) c: &'a mut [f32],
     pub(super) c_position: usize,
+    pub(super) c_panel: usize,
     pub(super) c_row: usize,
     /// Computed are `n_rows` rounded up to [`ROW_STEP`].
     pub(super) n_rows: usize,
     pub(super) depth: usize,
-    /// Half of [`COLS`] or all.
+    /// A multiple of half of [`COLS`].
     pub(super) n_cols: usize,
     pub(super) sums: Sums,
+    /// What comes after the products.
+    pub(super) ahead: Option<Ahead>,
+}
+
+/// Rows of floats of several matrices that are asked for while the multiplications wait for nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    pub(super) first: *const f32,
+    pub(super) matrix_stride: usize,
+    pub(super) row_stride: usize,
+    pub(super) n_rows: usize,
+    pub(super) row_len: usize,
+}
+
+/// Positions during which a matrix is asked for.
+const POSITIONS_AHEAD: usize = POSITIONS / (TAPS * TAPS);
+
+impl Ahead {
+    /// Asks for the part of the `idx`th of `n` blocks of a position.
+    #[inline(always)]
+    fn prefetch(&self, position: usize, idx: usize, n: usize) {
+        let (matrix, part) = (position / POSITIONS_AHEAD, position % POSITIONS_AHEAD);
+        let first = |idx: usize| (part * n + idx) * self.n_rows / (POSITIONS_AHEAD * n);
+        let matrix = self.first.wrapping_add(matrix * self.matrix_stride);
+        for row in first(idx)..first(idx + 1) {
+            let row = matrix.wrapping_add(row * self.row_stride);
+            for col in (0..self.row_len).step_by(LINE) {
+                prefetch_to_l2(row.wrapping_add(col));
+            }
+        }
+    }
 }
 
 impl Products<'_> {
@@ -78,11 +112,13 @@ impl Products<'_> {
             }
             Rows::Transposed { stride } => last_k * stride + n_rows,
         };
-        assert!(self.n_rows > 0 && (self.n_cols == COLS || self.n_cols == COLS / 2));
+        assert!(self.n_rows > 0 && self.n_cols > 0 && self.n_cols.is_multiple_of(COLS / 2));
         assert!(self.depth == 0 || last_position * self.a_position + a_end <= self.a.len());
-        let b_end = last_k * COLS + self.n_cols;
+        let last_panel = (self.n_cols - 1) / COLS;
+        let last_cols = self.n_cols - last_panel * COLS;
+        let b_end = last_panel * self.b_panel + last_k * COLS + last_cols;
         assert!(self.depth == 0 || last_position * self.b_position + b_end <= self.b.len());
-        let c_end = (n_rows - 1) * self.c_row + self.n_cols;
+        let c_end = last_panel * self.c_panel + (n_rows - 1) * self.c_row + last_cols;
         assert!(last_position * self.c_position + c_end <= self.c.len());
         isa.dispatch(self);
     }
@@ -142,8 +178,12 @@ impl Products<'_> {
     ) {
         for position in 0..POSITIONS {
             let mut row = 0;
+            let n_blocks = self.n_rows.div_ceil(R1);
             while row < self.n_rows {
                 let left = self.n_rows - row;
+                if let Some(ahead) = self.ahead {
+                    ahead.prefetch(position, row / R1, n_blocks);
+                }
                 // Rows beyond a multiple of R3 are computed and never read.
                 if left > R1 - R3 {
                     self.block::<S, R1, V, H, ROW>(simd, walk, position, row);
@@ -159,7 +199,7 @@ impl Products<'_> {
         }
     }
 
-    /// R rows of the panel.
+    /// R rows of all panels, which find the left operand in the first-level cache.
     #[inline(always)]
     fn block<S: Simd, const R: usize, const V: usize, const H: usize, const ROW: usize>(
         &mut self,
@@ -170,6 +210,7 @@ impl Products<'_> {
     ) {
         let mut col = 0;
         while col < self.n_cols {
+            let (panel, in_panel) = (col / COLS, col % COLS);
             let a = self
                 .a
                 .as_ptr()
@@ -177,8 +218,9 @@ impl Products<'_> {
             let b = self
                 .b
                 .as_ptr()
-                .wrapping_add(position * self.b_position + col);
-            let c = position * self.c_position + row * self.c_row + col;
+                .wrapping_add(position * self.b_position + panel * self.b_panel + in_panel);
+            let c = position * self.c_position + row * self.c_row + panel * self.c_panel;
+            let c = c + in_panel;
             let c = self.c.as_mut_ptr().wrapping_add(c);
             let out = Out {
                 c,

@@ -1,7 +1,7 @@
 //! Blocks of input and output channels, whose sums a thread's cache holds.
 
 use super::super::filter::SumsLayout;
-use super::super::product::COLS;
+use super::super::product::{COLS, ROW_STEP};
 
 /// The sums of all weights in blocks of input and output channels.
 pub(super) struct Blocks {
@@ -14,27 +14,31 @@ pub(super) struct Blocks {
 /// 1 MiB: with one such block the pass over tiles was still faster than that over channels.
 const CACHED_SUMS: usize = 96 * 96;
 
+/// Products per tile and channel that take as long as its transform, which each block repeats.
+const TRANSFORM_COST: usize = 12;
+
 impl Blocks {
-    /// Blocks of like size whose sums a second-level cache holds: `at_least` so many if there are
-    /// enough channels.
-    pub(super) fn new(channels: [usize; 2], at_least: usize) -> Self {
-        let mut blocks = Self {
-            channels,
-            size: channels,
+    /// Blocks of like size whose sums a second-level cache holds, as many as keep all threads at
+    /// work for the same time, each with every one of `n_groups`.
+    pub(super) fn new(channels: [usize; 2], n_groups: usize, n_threads: usize) -> Self {
+        let parts = |axis: usize, step: usize| {
+            let channels = channels[axis];
+            (1..=channels.div_ceil(COLS / 2))
+                .map(move |n| channels.div_ceil(n).next_multiple_of(step))
         };
-        let mut parts = [1, 1];
-        loop {
-            for (axis, step) in [COLS / 2, COLS].into_iter().enumerate() {
-                let like = channels[axis].div_ceil(parts[axis]);
-                blocks.size[axis] = like.next_multiple_of(step);
-            }
+        let sizes =
+            parts(0, ROW_STEP).flat_map(|rows| parts(1, COLS).map(move |cols| [rows, cols]));
+        let cached = sizes.filter(|[rows, cols]| rows * cols <= CACHED_SUMS);
+        let blocks = cached.map(|size| Self { channels, size });
+        let slowest = |blocks: &Self| {
             let [rows, cols] = blocks.size;
-            let fits = rows * cols <= CACHED_SUMS && blocks.count() >= at_least;
-            if fits || (rows <= COLS && cols <= COLS) {
-                return blocks;
-            }
-            parts[usize::from(cols >= rows)] += 1;
-        }
+            let rounds = (blocks.count() * n_groups).div_ceil(n_threads);
+            rounds * (rows * cols + TRANSFORM_COST * (rows + cols))
+        };
+        blocks.min_by_key(slowest).unwrap_or(Self {
+            channels,
+            size: [ROW_STEP, COLS],
+        })
     }
 
     pub(super) fn count(&self) -> usize {

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::super::convolve::panel_cols;
 use super::super::filter::SumsLayout;
 use super::super::product::{COLS, Products, Rows, Sums};
 use super::super::tile::{Layout, Planes};
@@ -55,24 +54,25 @@ impl Operands {
     ) {
         let [inputs, gradients] = self.layouts;
         let first = self.channels.each_ref().map(|channels| channels.start);
-        for (panel, col) in sums.cols.clone().step_by(COLS).enumerate() {
-            let products = Products {
-                a: &self.values[0][sums.rows.start - first[0]..],
-                a_position: inputs.position_stride,
-                rows: Rows::Transposed {
-                    stride: inputs.chunk,
-                },
-                b: &self.values[1][(col - first[1]) / COLS * gradients.chunk_stride..],
-                b_position: gradients.position_stride,
-                c: &mut out[panel * sums.panel_stride..],
-                c_position: sums.position_stride,
-                c_row: COLS,
-                n_rows: sums.rows.len(),
-                depth: n_tiles,
-                n_cols: panel_cols(col, sums.cols.end),
-                sums: write,
-            };
-            products.run(cpu.isa);
-        }
+        let products = Products {
+            a: &self.values[0][sums.rows.start - first[0]..],
+            a_position: inputs.position_stride,
+            rows: Rows::Transposed {
+                stride: inputs.chunk,
+            },
+            b: &self.values[1][(sums.cols.start - first[1]) / COLS * gradients.chunk_stride..],
+            b_position: gradients.position_stride,
+            b_panel: gradients.chunk_stride,
+            c: out,
+            c_position: sums.position_stride,
+            c_panel: sums.panel_stride,
+            c_row: COLS,
+            n_rows: sums.rows.len(),
+            depth: n_tiles,
+            n_cols: sums.cols.len().next_multiple_of(COLS / 2),
+            sums: write,
+            ahead: None,
+        };
+        products.run(cpu.isa);
     }
 }
