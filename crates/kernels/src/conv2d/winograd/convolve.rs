@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::filter::{Filter, TransformFilter, panel_len, position_stride};
+use super::filter::{Filter, TransformFilter};
 use super::images::{TransformInput, TransformOutput};
 use super::product::{Ahead, COLS, Products, Rows, Sums};
 use super::tile::{Layout, Planes, Tiles};
@@ -23,10 +23,7 @@ pub(super) struct Convolution<'a> {
 
 /// Floats that blocks of transformed inputs and products may take of a second-level cache of 1 MiB,
 /// next to the weights that stream through it.
-const BLOCK_LEN: usize = 160 << 10;
-
-/// Channels of a block of products: two panels.
-const BLOCK_COLS: usize = 2 * COLS;
+const BLOCK_LEN: usize = 168 << 10;
 
 /// Depths of transformed weights that fit the second-level cache with the products of a panel.
 const DEEP_DEPTH: usize = 64;
@@ -42,41 +39,31 @@ impl Convolution<'_> {
     /// of some tiles, multiplies and transforms back while they are in its cache.
     pub(super) fn by_tiles(&self, y: &mut [f32], cpu: Cpu) {
         let (depth, cols) = (self.filter.depth(), self.filter.cols());
-        let mut filters = Scratch::new(cols.div_ceil(COLS) * panel_len(depth));
-        self.transform_filters(&mut filters, cpu);
-        let filters = &filters[..];
+        let filter_layout = Layout::panels(depth, cols);
+        let mut filters = Scratch::new(filter_layout.len());
+        self.transform_filters(&mut filters, filter_layout, cpu);
+        let filters = Operand {
+            values: &filters,
+            layout: filter_layout,
+        };
         let zeros = vec![0.0; depth];
-        let block_cols = BLOCK_COLS.min(cols.next_multiple_of(LINE));
-        let block_tiles = self.block_tiles(depth + block_cols, cpu);
+        let block_tiles = self.block_tiles(depth + cols, cpu);
         let n_tiles = self.tiles.count();
         let y = Shared::new(y);
         cpu.threads
             .for_each(n_tiles.div_ceil(block_tiles), |block| {
                 let range = block * block_tiles..n_tiles.min((block + 1) * block_tiles);
-                let size = [range.len(), depth];
                 let layout = Layout::tiles_by_channels(range.len(), depth);
                 let mut inputs = Scratch::new(layout.len());
-                let into = Planes::new(&mut inputs, layout, size);
+                let into = Planes::new(&mut inputs, layout, [range.len(), depth]);
                 self.transform_inputs(range.clone(), &zeros, &into, 0, cpu);
-                let mut products = Block::new(range.len(), block_cols);
-                for first_col in (0..cols).step_by(block_cols) {
-                    let part = first_col..cols.min(first_col + block_cols);
-                    let panels = &filters[first_col / COLS * panel_len(depth)..];
-                    let inputs = Inputs {
-                        values: &inputs,
-                        layout,
-                        are_far: false,
-                    };
-                    products.multiply(
-                        inputs,
-                        (panels, depth),
-                        depth,
-                        part.len(),
-                        (Sums::Set, None),
-                        cpu,
-                    );
-                    self.transform_outputs(&products, range.clone(), part, &y, cpu);
-                }
+                let mut products = Block::new(range.len(), cols);
+                let inputs = Operand {
+                    values: &inputs,
+                    layout,
+                };
+                products.multiply([inputs, filters], [depth, cols], (Sums::Set, None), cpu);
+                self.transform_outputs(&products, range, 0..cols, &y, cpu);
             });
     }
 
@@ -100,7 +87,8 @@ impl Convolution<'_> {
         let strips = Strips::new(cols, cpu);
         cpu.threads.for_each(strips.n, |strip| {
             let part = strips.part(strip);
-            let mut filters = Scratch::new(panel_len(DEEP_DEPTH));
+            let filter_layout = Layout::panels(DEEP_DEPTH, COLS);
+            let mut filters = Scratch::new(filter_layout.len());
             let mut products = Block::new(n_tiles, COLS);
             let mut sums = Sums::Set;
             for first_k in (0..depth.max(1)).step_by(DEEP_DEPTH) {
@@ -112,30 +100,24 @@ impl Convolution<'_> {
                     first_col: part.start,
                     into: &Shared::new(&mut filters),
                     start: 0,
-                    position_stride: position_stride(DEEP_DEPTH),
+                    position_stride: filter_layout.position_stride,
                 });
-                let from = first_k / layout.chunk * layout.chunk_stride;
-                let inputs = Inputs {
-                    values: &inputs[from..],
+                let inputs = Operand {
+                    values: &inputs[first_k / layout.chunk * layout.chunk_stride..],
                     layout,
-                    are_far: true,
                 };
-                let filters = (&filters[..], DEEP_DEPTH);
-                let next = if depths.end < depth {
-                    (depths.end, part.clone())
-                } else {
-                    (0, strips.part((strip + 1).min(strips.n - 1)))
+                let filters = Operand {
+                    values: &filters,
+                    layout: filter_layout,
                 };
-                let next_depths = next.0..depth.min(next.0 + DEEP_DEPTH);
-                let ahead = Some(self.filter.ahead(next_depths, next.1));
-                products.multiply(
-                    inputs,
-                    filters,
-                    depths.len(),
-                    part.len(),
-                    (sums, ahead),
-                    cpu,
-                );
+                let (next_k, next_part) = match depths.end {
+                    end if end < depth => (end, part.clone()),
+                    _ => (0, strips.part((strip + 1).min(strips.n - 1))),
+                };
+                let next_depths = next_k..depth.min(next_k + DEEP_DEPTH);
+                let ahead = Some(self.filter.ahead(next_depths, next_part));
+                let size = [depths.len(), part.len()];
+                products.multiply([inputs, filters], size, (sums, ahead), cpu);
                 sums = Sums::Continue;
             }
             self.transform_outputs(&products, 0..n_tiles, part, &y, cpu);
@@ -154,7 +136,7 @@ impl Convolution<'_> {
     }
 
     /// All weights, panel by panel.
-    fn transform_filters(&self, filters: &mut [f32], cpu: Cpu) {
+    fn transform_filters(&self, filters: &mut [f32], layout: Layout, cpu: Cpu) {
         let (depth, cols) = (self.filter.depth(), self.filter.cols());
         let panels = Shared::new(filters);
         let n_parts = depth.div_ceil(FILTER_DEPTH);
@@ -166,8 +148,8 @@ impl Convolution<'_> {
                 depth: first..depth.min(first + FILTER_DEPTH),
                 first_col: panel * COLS,
                 into: &panels,
-                start: panel * panel_len(depth) + first * COLS,
-                position_stride: position_stride(depth),
+                start: panel * layout.chunk_stride + first * COLS,
+                position_stride: layout.position_stride,
             });
         });
     }
@@ -241,13 +223,11 @@ impl Strips {
     }
 }
 
-/// Transformed inputs, from some depth on.
+/// Transformed inputs, from some depth on, or filters.
 #[derive(Clone, Copy)]
-struct Inputs<'a> {
+struct Operand<'a> {
     values: &'a [f32],
     layout: Layout,
-    /// In a cache of all threads, not in one's own.
-    are_far: bool,
 }
 
 /// The products of some tiles and columns, `[36, tile, cols]`.
@@ -260,6 +240,7 @@ struct Block {
 
 impl Block {
     fn new(n_tiles: usize, cols: usize) -> Self {
+        let cols = cols.next_multiple_of(LINE);
         let position_stride = n_tiles.next_multiple_of(4) * cols.next_multiple_of(2 * LINE) + LINE;
         Self {
             sums: Scratch::new(POSITIONS * position_stride),
@@ -269,13 +250,12 @@ impl Block {
         }
     }
 
-    /// Multiplies inputs by `depth` rows of panels with room for `room` of them, for `n_cols` columns.
+    /// Multiplies inputs by filters of some depth and columns. If there is something to ask for,
+    /// inputs are asked for as well: they are in a cache of all threads, not in one's own.
     fn multiply(
         &mut self,
-        inputs: Inputs<'_>,
-        (panels, room): (&[f32], usize),
-        depth: usize,
-        n_cols: usize,
+        [inputs, filters]: [Operand<'_>; 2],
+        [depth, n_cols]: [usize; 2],
         (sums, ahead): (Sums, Option<Ahead>),
         cpu: Cpu,
     ) {
@@ -284,11 +264,11 @@ impl Block {
             a_position: inputs.layout.position_stride,
             rows: Rows::Chunked {
                 chunk_stride: inputs.layout.chunk_stride,
-                is_far: inputs.are_far,
+                is_far: ahead.is_some(),
             },
-            b: panels,
-            b_position: position_stride(room),
-            b_panel: panel_len(room),
+            b: filters.values,
+            b_position: filters.layout.position_stride,
+            b_panel: filters.layout.chunk_stride,
             c: &mut self.sums,
             c_position: self.position_stride,
             c_panel: COLS,

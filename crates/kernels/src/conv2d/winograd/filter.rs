@@ -250,16 +250,6 @@ unsafe fn transform_weights<S: Simd>(
     );
 }
 
-/// Distance of two positions of transformed weights: no multiple of 4 KiB, see `Layout`.
-pub(super) fn position_stride(depth: usize) -> usize {
-    depth * COLS + LINE
-}
-
-/// Length of the transformed weights of a panel.
-pub(super) fn panel_len(depth: usize) -> usize {
-    POSITIONS * position_stride(depth)
-}
-
 /// Sums of products of some input and output channels, `[36, panel, row, COLS]`.
 pub(super) struct SumsLayout {
     pub(super) rows: Range<usize>,

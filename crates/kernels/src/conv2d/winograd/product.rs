@@ -177,67 +177,80 @@ impl Products<'_> {
         walk: Walk,
     ) {
         for position in 0..POSITIONS {
-            let mut row = 0;
-            let n_blocks = self.n_rows.div_ceil(R1);
-            while row < self.n_rows {
-                let left = self.n_rows - row;
-                if let Some(ahead) = self.ahead {
-                    ahead.prefetch(position, row / R1, n_blocks);
-                }
-                // Rows beyond a multiple of R3 are computed and never read.
-                if left > R1 - R3 {
-                    self.block::<S, R1, V, H, ROW>(simd, walk, position, row);
-                    row += R1;
-                } else if left > R2 - R3 {
-                    self.block::<S, R2, V, H, ROW>(simd, walk, position, row);
-                    row += R2;
+            let mut col = 0;
+            while col < self.n_cols {
+                if self.n_cols - col >= V * S::F32_LANES {
+                    self.rows::<S, R1, R2, R3, V, ROW>(simd, walk, position, col);
+                    col += V * S::F32_LANES;
                 } else {
-                    self.block::<S, R3, V, H, ROW>(simd, walk, position, row);
-                    row += R3;
+                    self.rows::<S, R1, R2, R3, H, ROW>(simd, walk, position, col);
+                    col += H * S::F32_LANES;
                 }
             }
         }
     }
 
-    /// R rows of all panels, which find the left operand in the first-level cache.
+    /// All rows of some columns, which stay in the first-level cache.
     #[inline(always)]
-    fn block<S: Simd, const R: usize, const V: usize, const H: usize, const ROW: usize>(
+    fn rows<
+        S: Simd,
+        const R1: usize,
+        const R2: usize,
+        const R3: usize,
+        const V: usize,
+        const ROW: usize,
+    >(
         &mut self,
         simd: S,
         walk: Walk,
         position: usize,
-        row: usize,
+        col: usize,
     ) {
-        let mut col = 0;
-        while col < self.n_cols {
-            let (panel, in_panel) = (col / COLS, col % COLS);
-            let a = self
-                .a
-                .as_ptr()
-                .wrapping_add(position * self.a_position + row * ROW);
-            let b = self
-                .b
-                .as_ptr()
-                .wrapping_add(position * self.b_position + panel * self.b_panel + in_panel);
-            let c = position * self.c_position + row * self.c_row + panel * self.c_panel;
-            let c = c + in_panel;
-            let c = self.c.as_mut_ptr().wrapping_add(c);
-            let out = Out {
-                c,
-                row: self.c_row,
-                sums: self.sums,
-            };
-            // SAFETY: `run` has checked the last element that any block reads or writes.
-            unsafe {
-                if self.n_cols - col >= V * S::F32_LANES {
-                    registers::<S, R, V, ROW>(simd, [a, b], walk, self.depth, out);
-                    col += V * S::F32_LANES;
-                } else {
-                    registers::<S, R, H, ROW>(simd, [a, b], walk, self.depth, out);
-                    col += H * S::F32_LANES;
-                }
+        let n_blocks = self.n_rows.div_ceil(R1);
+        let mut row = 0;
+        while row < self.n_rows {
+            if let Some(ahead) = self.ahead.filter(|_| col == 0) {
+                ahead.prefetch(position, row / R1, n_blocks);
+            }
+            let left = self.n_rows - row;
+            // Rows beyond a multiple of R3 are computed and never read.
+            if left > R1 - R3 {
+                self.block::<S, R1, V, ROW>(simd, walk, position, [row, col]);
+                row += R1;
+            } else if left > R2 - R3 {
+                self.block::<S, R2, V, ROW>(simd, walk, position, [row, col]);
+                row += R2;
+            } else {
+                self.block::<S, R3, V, ROW>(simd, walk, position, [row, col]);
+                row += R3;
             }
         }
+    }
+
+    /// R rows and V vectors.
+    #[inline(always)]
+    fn block<S: Simd, const R: usize, const V: usize, const ROW: usize>(
+        &mut self,
+        simd: S,
+        walk: Walk,
+        position: usize,
+        [row, col]: [usize; 2],
+    ) {
+        let (panel, col) = (col / COLS, col % COLS);
+        let a = position * self.a_position + row * ROW;
+        let b = position * self.b_position + panel * self.b_panel + col;
+        let c = position * self.c_position + panel * self.c_panel + row * self.c_row + col;
+        let out = Out {
+            c: self.c.as_mut_ptr().wrapping_add(c),
+            row: self.c_row,
+            sums: self.sums,
+        };
+        let operands = [
+            self.a.as_ptr().wrapping_add(a),
+            self.b.as_ptr().wrapping_add(b),
+        ];
+        // SAFETY: `run` has checked the last element that any block reads or writes.
+        unsafe { registers::<S, R, V, ROW>(simd, operands, walk, self.depth, out) };
     }
 }
 
@@ -349,7 +362,9 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
                     prefetch_line(a.wrapping_add(PREFETCHED_DEPTHS * walk.step));
                 } else {
                     let later = b.wrapping_add(PREFETCHED_DEPTHS * COLS);
-                    (0..V).for_each(|v| prefetch_line(later.wrapping_add(v * S::F32_LANES)));
+                    (0..V * S::F32_LANES)
+                        .step_by(LINE)
+                        .for_each(|v| prefetch_line(later.wrapping_add(v)));
                 }
                 for r in 0..R {
                     let value = simd.splat_f32s(*a.add(r * ROW));

@@ -62,7 +62,8 @@ impl Tiles {
     }
 }
 
-/// How the 36 transformed values of tiles and channels lie in memory: `[36, C / chunk, tile, chunk]`.
+/// How the 36 transformed values of tiles and channels lie in memory: `[36, C / chunk, tile, chunk]`;
+/// of filters, depths take the place of tiles.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     /// Channels side by side; a multiple of [`LINE`].
@@ -98,7 +99,7 @@ impl Layout {
         )
     }
 
-    /// Right operand of a product over tiles: columns are channels.
+    /// Right operand of a product over tiles, or depths: columns are channels.
     pub(super) fn panels(n_tiles: usize, channels: usize) -> Self {
         Self::new(n_tiles, channels, COLS)
     }
