@@ -2,13 +2,12 @@
 
 use pulp::Simd;
 
-/// Bytes of a line.
-const LINE: usize = 64;
+use crate::scratch::LINE;
 
 /// Asks for rows that the next block reads: its many short streams are too many for the hardware
 /// to foresee.
 pub(crate) fn prefetch(rows: &[f32]) {
-    for line in rows.chunks(16) {
+    for line in rows.chunks(LINE) {
         prefetch_line(line.as_ptr());
     }
 }
@@ -52,14 +51,22 @@ pub(crate) fn prefetch_line(address: *const f32) {
     let _ = address;
 }
 
+/// Asks for the lines of V vectors from an address on.
+#[inline(always)]
+pub(crate) fn prefetch_vectors<S: Simd, const V: usize>(address: *const f32) {
+    for i in (0..V * S::F32_LANES).step_by(LINE) {
+        prefetch_line(address.wrapping_add(i));
+    }
+}
+
 /// Whether vectors at an address, and at whole strides of floats from it, are whole lines, which
 /// [`stream`] stores.
 pub(crate) fn can_stream<S: Simd>(into: *const f32, stride: usize) -> bool {
-    let is_line = |bytes: usize| bytes.is_multiple_of(LINE);
+    let line = LINE * size_of::<f32>();
     cfg!(target_arch = "x86_64")
-        && size_of::<S::f32s>() == LINE
-        && is_line(into.addr())
-        && is_line(stride * size_of::<f32>())
+        && S::F32_LANES == LINE
+        && into.addr().is_multiple_of(line)
+        && stride.is_multiple_of(LINE)
 }
 
 /// Stores a line past the caches, which need not fetch it from memory to change it: for results

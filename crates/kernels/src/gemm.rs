@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use crate::cache::{prefetch_line, prefetch_to_write};
+use crate::cache::{prefetch_line, prefetch_to_write, prefetch_vectors};
 use crate::cpu::{Isa, Shared};
 use crate::lanes::{add, copy, load, read, store, write};
 use crate::panels::{COLS, Panels};
@@ -133,9 +133,7 @@ impl RowsTimesPanels<'_> {
             }
             for k in 0..k {
                 if IS_FAR {
-                    for v in 0..V {
-                        prefetch_line(b.wrapping_add(PREFETCHED * b_stride + v * S::F32_LANES));
-                    }
+                    prefetch_vectors::<S, V>(b.wrapping_add(PREFETCHED * b_stride));
                     prefetch_line(next.start);
                     next.start = next.start.wrapping_add(next_step);
                 }

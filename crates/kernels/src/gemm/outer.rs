@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::{PREFETCHED, ROWS, Sum};
-use crate::cache::{prefetch_line, prefetch_to_l2};
+use crate::cache::{prefetch_line, prefetch_to_l2, prefetch_vectors};
 use crate::cpu::Isa;
 use crate::lanes::{copy, load, read, store, write};
 use crate::panels::{COLS, Strips};
@@ -194,13 +194,5 @@ impl WithSimd for OuterProducts<'_> {
             4 => self.tiles::<S, 6, 4, 2, 4, 2>(simd),
             _ => self.tiles::<S, 1, 1, 1, 32, 16>(simd),
         }
-    }
-}
-
-/// Asks for V vectors.
-#[inline(always)]
-fn prefetch_vectors<S: Simd, const V: usize>(at: *const f32) {
-    for v in 0..V {
-        prefetch_line(at.wrapping_add(v * S::F32_LANES));
     }
 }

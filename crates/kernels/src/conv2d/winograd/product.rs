@@ -4,7 +4,7 @@ use pulp::{Simd, WithSimd};
 
 use super::transform::{POSITIONS, TAPS};
 use crate::Isa;
-use crate::cache::{prefetch_line, prefetch_to_l2};
+use crate::cache::{prefetch_line, prefetch_to_l2, prefetch_vectors};
 use crate::lanes::{copy, read, write};
 use crate::scratch::LINE;
 
@@ -290,9 +290,7 @@ impl Out {
     #[inline(always)]
     fn prefetch<S: Simd, const R: usize, const V: usize>(&self) {
         for r in 0..R {
-            for v in 0..V {
-                prefetch_line(self.c.wrapping_add(r * self.row + v * S::F32_LANES));
-            }
+            prefetch_vectors::<S, V>(self.c.wrapping_add(r * self.row));
         }
     }
 
@@ -361,10 +359,7 @@ unsafe fn registers<S: Simd, const R: usize, const V: usize, const ROW: usize>(
                 if ROW == 1 {
                     prefetch_line(a.wrapping_add(PREFETCHED_DEPTHS * walk.step));
                 } else {
-                    let later = b.wrapping_add(PREFETCHED_DEPTHS * COLS);
-                    (0..V * S::F32_LANES)
-                        .step_by(LINE)
-                        .for_each(|v| prefetch_line(later.wrapping_add(v)));
+                    prefetch_vectors::<S, V>(b.wrapping_add(PREFETCHED_DEPTHS * COLS));
                 }
                 for r in 0..R {
                     let value = simd.splat_f32s(*a.add(r * ROW));
