@@ -282,3 +282,33 @@ impl Block {
         products.run(cpu.isa);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Threads;
+
+    #[test]
+    fn strips_are_the_columns_in_order_and_like_shares_for_all_threads() {
+        for n_threads in [1, 2, 3, 8] {
+            let cpu = Cpu::best(Threads::new(n_threads));
+            for cols in [1, 16, 17, 32, 33, 100, 288, 384, 1000] {
+                let strips = Strips::new(cols, cpu);
+                let parts: Vec<_> = (0..strips.n).map(|strip| strips.part(strip)).collect();
+                let mut end = 0;
+                for part in &parts {
+                    assert!(
+                        part.start == end && (1..=COLS).contains(&part.len()),
+                        "{parts:?}"
+                    );
+                    end = part.end;
+                }
+                assert_eq!(end, cols);
+                let share = |parts: &[Range<usize>]| parts.iter().map(ExactSizeIterator::len).sum();
+                let n_each = parts.len().div_ceil(n_threads);
+                let most: usize = parts.chunks(n_each).map(share).max().unwrap_or(0);
+                assert!(most <= cols.div_ceil(n_threads) + COLS, "{parts:?}");
+            }
+        }
+    }
+}

@@ -1,15 +1,14 @@
-//! The filters of a convolution, their gradients, and the transforms of both.
+//! The filters of a convolution and their transforms.
 
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::product::{Ahead, COLS, ROW_STEP};
-use super::tile::{load, store};
+use super::product::{Ahead, COLS};
+use super::tile::load;
 use super::transform::{self, IN, POSITIONS, TAPS};
-use crate::cache::{can_stream, finish_streams, prefetch_to_l2, prefetch_to_write, stream};
+use crate::cache::prefetch_to_l2;
 use crate::cpu::{Isa, Shared};
-use crate::scratch::LINE;
 use crate::transpose;
 
 /// The weights of a convolution, `[3, 3, C_in, C_out]`, as it multiplies by them.
@@ -247,160 +246,5 @@ unsafe fn transform_weights<S: Simd>(
                 into.cast::<S::f32s>().write_unaligned(value);
             }
         },
-    );
-}
-
-/// Sums of products of some input and output channels, `[36, panel, row, COLS]`.
-pub(super) struct SumsLayout {
-    pub(super) rows: Range<usize>,
-    /// Starts at a panel.
-    pub(super) cols: Range<usize>,
-    pub(super) panel_stride: usize,
-    pub(super) position_stride: usize,
-}
-
-impl SumsLayout {
-    pub(super) fn new([rows, cols]: [Range<usize>; 2]) -> Self {
-        let panel_stride = rows.len().next_multiple_of(ROW_STEP) * COLS;
-        Self {
-            panel_stride,
-            position_stride: cols.len().div_ceil(COLS) * panel_stride + LINE,
-            rows,
-            cols,
-        }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        POSITIONS * self.position_stride
-    }
-}
-
-/// Adds the sums of all groups and transforms them to gradients of weights: `G^T u G`.
-pub(super) struct TransformSums<'a> {
-    pub(super) sums: &'a SumsLayout,
-    pub(super) groups: &'a [&'a [f32]],
-    /// Part of the rows of `sums`.
-    pub(super) rows: Range<usize>,
-    /// `[3, 3, C_in, C_out]`, of which the rows and the columns of `sums` are written.
-    pub(super) d_weight: &'a Shared<'a>,
-    pub(super) channels: [usize; 2],
-}
-
-impl WithSimd for TransformSums<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self {
-            sums,
-            groups,
-            rows,
-            d_weight,
-            channels: [c_in, c_out],
-        } = self;
-        assert!(groups.iter().all(|group| group.len() >= sums.len()));
-        assert!(sums.rows.start <= rows.start && rows.end <= sums.rows.end);
-        let mut added = [0.0; POSITIONS * COLS];
-        for row in rows {
-            for (panel, col) in sums.cols.clone().step_by(COLS).enumerate() {
-                let n_cols = COLS.min(sums.cols.end - col);
-                let from = panel * sums.panel_stride + (row - sums.rows.start) * COLS;
-                let from = match groups {
-                    [group] => (group[from..].as_ptr(), sums.position_stride),
-                    groups => {
-                        add_groups(simd, groups, (from, sums.position_stride), &mut added);
-                        (added.as_ptr(), COLS)
-                    }
-                };
-                let tap_stride = c_in * c_out;
-                let last = (TAPS * TAPS - 1) * tap_stride;
-                // SAFETY: rows and columns of different tasks are disjoint.
-                let into = d_weight.pointer(row * c_out + col, last + n_cols);
-                let streams = can_stream::<S>(into, c_out);
-                for first in (0..n_cols).step_by(S::F32_LANES) {
-                    let n = S::F32_LANES.min(n_cols - first);
-                    // SAFETY: the sums hold whole panels at each position, checked above; the
-                    // results hold `n_cols`; lines are streamed where they can be.
-                    unsafe {
-                        let from = (from.0.add(first), from.1);
-                        let into = into.add(first);
-                        if n < S::F32_LANES {
-                            transform_sums(
-                                simd,
-                                from,
-                                #[inline(always)]
-                                |tap, values| {
-                                    store::<S, false>(simd, values, into.add(tap * tap_stride), n);
-                                },
-                            );
-                        } else if streams {
-                            transform_sums(
-                                simd,
-                                from,
-                                #[inline(always)]
-                                |tap, values| stream::<S>(values, into.add(tap * tap_stride)),
-                            );
-                        } else {
-                            transform_sums(
-                                simd,
-                                from,
-                                #[inline(always)]
-                                |tap, values| {
-                                    let into = into.add(tap * tap_stride);
-                                    prefetch_to_write(into.wrapping_add(c_out));
-                                    store::<S, true>(simd, values, into, n);
-                                },
-                            );
-                        }
-                    }
-                }
-            }
-        }
-        finish_streams();
-    }
-}
-
-/// Adds the sums of a row of a panel of all groups, in order.
-#[inline(always)]
-fn add_groups<S: Simd>(
-    simd: S,
-    groups: &[&[f32]],
-    (from, position_stride): (usize, usize),
-    added: &mut [f32; POSITIONS * COLS],
-) {
-    for (position, added) in added.chunks_exact_mut(COLS).enumerate() {
-        let (added, _) = S::as_mut_simd_f32s(added);
-        added.fill(simd.splat_f32s(0.0));
-        for group in groups {
-            let (group, _) = S::as_simd_f32s(&group[from + position * position_stride..][..COLS]);
-            for (added, &value) in added.iter_mut().zip(group) {
-                *added = simd.add_f32s(*added, value);
-            }
-        }
-    }
-}
-
-/// The gradients of one vector of weights, each given to `store` with its tap.
-///
-/// # Safety
-/// `from` must be readable for a vector at each position.
-#[inline(always)]
-unsafe fn transform_sums<S: Simd>(
-    simd: S,
-    (from, position_stride): (*const f32, usize),
-    mut store: impl FnMut(usize, S::f32s),
-) {
-    transform::both_ways(
-        #[inline(always)]
-        |u| transform::weight_gradient(simd, u),
-        #[inline(always)]
-        |i, j| {
-            // SAFETY: readable by contract.
-            unsafe {
-                let from = from.add((i * IN + j) * position_stride);
-                load::<S, true>(simd, from, S::F32_LANES)
-            }
-        },
-        #[inline(always)]
-        |y, x, value| store(y * TAPS + x, value),
     );
 }

@@ -4,10 +4,10 @@
 
 mod blocks;
 mod operands;
+mod sums;
 
 use std::ops::Range;
 
-use super::filter::{SumsLayout, TransformSums};
 use super::images::{TransformGradient, TransformInput};
 use super::product::{COLS, Sums};
 use super::tile::{Planes, Tiles};
@@ -16,6 +16,7 @@ use crate::cpu::{Cpu, Shared};
 use crate::scratch::{LINE, Scratch};
 use blocks::Blocks;
 use operands::Operands;
+use sums::{SumsLayout, TransformSums};
 
 /// What the gradient is of.
 pub(super) struct WeightGradient<'a> {

@@ -67,7 +67,7 @@ pub(super) struct Products<'a> {
     /// A multiple of half of [`COLS`].
     pub(super) n_cols: usize,
     pub(super) sums: Sums,
-    /// What comes after the products.
+    /// What comes after the products; it makes no difference to them.
     pub(super) ahead: Option<Ahead>,
 }
 

@@ -1,7 +1,7 @@
 //! Blocks of input and output channels, whose sums a thread's cache holds.
 
-use super::super::filter::SumsLayout;
 use super::super::product::{COLS, ROW_STEP};
+use super::sums::SumsLayout;
 
 /// The sums of all weights in blocks of input and output channels.
 pub(super) struct Blocks {
@@ -53,5 +53,28 @@ impl Blocks {
             range(idx / n_strips, self.size[0], self.channels[0]),
             range(idx % n_strips, self.size[1], self.channels[1]),
         ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_as_large_as_the_cache_holds_and_as_many_as_threads_share() {
+        for (channels, n_groups, n_threads, size) in [
+            ([64, 64], 16, 2, [64, 64]),
+            ([96, 96], 8, 2, [96, 96]),
+            ([288, 288], 1, 1, [96, 96]),
+            ([288, 288], 1, 2, [72, 96]),
+            ([384, 384], 1, 2, [96, 96]),
+            ([3, 5], 1, 8, [4, 32]),
+        ] {
+            let blocks = Blocks::new(channels, n_groups, n_threads);
+            assert_eq!(blocks.size, size, "{channels:?}, {n_threads} threads");
+            let sums = (0..blocks.count()).map(|idx| blocks.sums(idx));
+            let n_sums: usize = sums.map(|sums| sums.rows.len() * sums.cols.len()).sum();
+            assert_eq!(n_sums, channels[0] * channels[1]);
+        }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::super::filter::SumsLayout;
 use super::super::product::{COLS, Products, Rows, Sums};
 use super::super::tile::{Layout, Planes};
+use super::sums::SumsLayout;
 use crate::cpu::Cpu;
 use crate::scratch::Scratch;
 
