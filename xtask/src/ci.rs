@@ -54,7 +54,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "neon",
         arguments: &["check", "-p", "p2-kernels", "--locked", "--target", ARM],
-        variable: None,
+        variable: Some(("RUSTFLAGS", "-D warnings")),
     },
     Step {
         name: "doc",

@@ -4,14 +4,6 @@ use pulp::Simd;
 
 use crate::scratch::LINE;
 
-/// Asks for rows that the next block reads: its many short streams are too many for the hardware
-/// to foresee.
-pub(crate) fn prefetch(rows: &[f32]) {
-    for line in rows.chunks(LINE) {
-        prefetch_line(line.as_ptr());
-    }
-}
-
 /// Asks for the line of an address to write to it; the address need not be valid.
 #[inline(always)]
 pub(crate) fn prefetch_to_write(address: *mut f32) {

@@ -6,10 +6,11 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use crate::cache::prefetch_line;
 use crate::cpu::{Cpu, Isa, Shared, Threads};
 use crate::gemm::{ROWS, Start, Sum};
 use crate::panels::{COLS, Tiles};
-use crate::scratch::Scratch;
+use crate::scratch::{LINE, Scratch};
 
 /// Positions of one tile of a linear layer.
 const TILE: usize = 8 * ROWS;
@@ -137,9 +138,7 @@ impl Bf16 {
                     // SAFETY: the instructions are there.
                     unsafe { pair_row(row, &mut a[r * b.n_pairs..][..b.n_pairs]) };
                 }
-                crate::cache::prefetch(
-                    &x[(first + live) * k..(first + ROWS + live).min(rows.end) * k],
-                );
+                prefetch(&x[(first + live) * k..(first + ROWS + live).min(rows.end) * k]);
                 for panel in tiles.panels(tile) {
                     let tile = Tile {
                         a: pulp::bytemuck::cast_slice(&a),
@@ -365,4 +364,12 @@ fn half(x: __m512) -> __m512i {
 fn pairs(x: __m512i) -> __m512bh {
     // SAFETY: both types are 512 bits of numbers.
     unsafe { transmute::<__m512i, __m512bh>(x) }
+}
+
+/// Asks for rows that the next block reads: its many short streams are too many for the hardware
+/// to foresee.
+fn prefetch(rows: &[f32]) {
+    for line in rows.chunks(LINE) {
+        prefetch_line(line.as_ptr());
+    }
 }

@@ -27,6 +27,10 @@ enum Numbers {
 }
 
 impl Numbers {
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_variables, reason = "pairs of bf16 need it")
+    )]
     fn of(cpu: Cpu) -> Self {
         // Processors with tile registers multiply pairs more slowly than f32.
         #[cfg(target_arch = "x86_64")]
@@ -158,6 +162,10 @@ impl Products {
     /// `out = a^T b` for n rows of t and d numbers, `[t, d]`, or that added to `out`.
     ///
     /// Behind the last row of `a`, [`ROWS`] numbers more must be readable.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_variables, reason = "pairs of bf16 need it")
+    )]
     pub(super) fn add_outer(
         &self,
         (a, b): (Left<'_>, Left<'_>),
