@@ -186,6 +186,7 @@ fn check(conv: &Conv2d, x_len: usize, weight_len: usize, y_len: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
     use crate::{Isa, Threads};
 
     fn numbers(len: usize) -> Vec<f32> {
@@ -332,5 +333,30 @@ mod tests {
         let error = norm(&mut tiles.iter().zip(&channels).map(|(a, b)| a - b));
         let relative = error / norm(&mut channels.iter().copied());
         assert!(relative < 2e-6, "{relative}");
+    }
+
+    #[test]
+    fn gradients_that_are_whole_lines_have_the_bits_of_others() {
+        let conv = Conv2d {
+            c_in: 20,
+            c_out: 48,
+            ..conv([9, 10], 3)
+        };
+        let (x, d_y) = (numbers(conv.x_len()), numbers(conv.y_len()));
+        for isa in Isa::available() {
+            let cpu = Cpu {
+                isa,
+                ..Cpu::best(Threads::new(2))
+            };
+            // Scratch begins at a line: what is one float on is streamed by no instruction set.
+            let [lines, others] = [0, 1].map(|start| {
+                let mut buffer = Scratch::zeros(start + conv.weight_len());
+                let d_weight = &mut buffer[start..];
+                backward_weight(&conv, &x, &d_y, d_weight, &mut [0.0; 48], cpu);
+                d_weight.iter().map(|d| d.to_bits()).collect::<Vec<_>>()
+            });
+            assert!(lines == others, "{isa:?}");
+            assert!(lines.iter().any(|&bits| bits != 0));
+        }
     }
 }

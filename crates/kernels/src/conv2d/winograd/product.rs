@@ -1,4 +1,4 @@
-//! The products at the 36 positions: small matrices in registers, one panel of columns at a time.
+//! The products at the 36 positions: small matrices in registers, a few columns at a time.
 
 use pulp::{Simd, WithSimd};
 
@@ -46,7 +46,7 @@ pub(super) enum Sums {
     Add,
 }
 
-/// `c[r][col] (+)= sum over k of a[r][k] * b[k][col]` at each position, for the columns of a panel.
+/// `c[r][col] (+)= sum over k of a[r][k] * b[k][col]` at each position, panel by panel.
 ///
 /// Each sum is one chain of multiply-adds in the order of k, whatever register block it is in.
 pub(super) struct Products<'a> {
@@ -116,6 +116,8 @@ impl Products<'_> {
         assert!(self.depth == 0 || last_position * self.a_position + a_end <= self.a.len());
         let last_panel = (self.n_cols - 1) / COLS;
         let last_cols = self.n_cols - last_panel * COLS;
+        // So that no panel ends behind the last one.
+        assert!(last_panel == 0 || self.b_panel.min(self.c_panel) >= COLS);
         let b_end = last_panel * self.b_panel + last_k * COLS + last_cols;
         assert!(self.depth == 0 || last_position * self.b_position + b_end <= self.b.len());
         let c_end = last_panel * self.c_panel + (n_rows - 1) * self.c_row + last_cols;
