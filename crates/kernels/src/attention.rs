@@ -11,9 +11,9 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Amx;
-use crate::cache::{prefetch_line, prefetch_to_write};
+use crate::cache::{line, prefetch_line, prefetch_to_write};
 use crate::cpu::{Cpu, Precision, Shared};
-use crate::scratch::LINE;
+use crate::element::Element;
 use rows::HeadInRows;
 #[cfg(target_arch = "x86_64")]
 use tiles::HeadOnTiles;
@@ -61,11 +61,37 @@ impl Attention {
 
     /// `softmax(q k^T / sqrt(D)) v` per head: `qkv` is `[N, T, 3 C]`, `y` is `[N, T, C]`, head by
     /// head.
-    pub fn forward(&self, qkv: &[f32], y: &mut [f32], cpu: Cpu) {
+    pub fn forward<X: Element, Y: Element>(&self, qkv: &[X], y: &mut [Y], cpu: Cpu) {
         self.check(qkv.len(), y.len());
+        #[cfg(target_arch = "x86_64")]
+        if let Some(amx) = self.tiles(cpu) {
+            return self.forward_heads(qkv, y, cpu, |head, y, ahead| {
+                HeadOnTiles::new(head, self.scale(), amx).forward(y, ahead);
+            });
+        }
+        X::with_f32(qkv, cpu, |qkv| {
+            Y::write_f32(y, cpu, |y| {
+                self.forward_heads(qkv, y, cpu, |head, y, ahead| {
+                    if cpu.precision == Precision::Bf16 {
+                        HeadInRows::new(head, self.scale(), cpu).forward(y, ahead);
+                    } else {
+                        HeadInVectors::new(head, self.scale(), cpu.isa).forward(y, ahead);
+                    }
+                });
+            });
+        });
+    }
+
+    /// Runs `forward` for each head; it calls its last argument for positions that are read soon.
+    fn forward_heads<X: Element, Y: Element>(
+        &self,
+        qkv: &[X],
+        y: &mut [Y],
+        cpu: Cpu,
+        forward: impl Fn(&Head<'_, X>, &Outputs<'_, Y>, &dyn Fn(Range<usize>)) + Sync,
+    ) {
         let shared = Shared::new(y);
         cpu.threads.for_each(self.n * self.n_heads, |task| {
-            let head = self.head(qkv, task);
             let y = Outputs {
                 data: &shared,
                 places: self.output_places(task),
@@ -74,21 +100,51 @@ impl Attention {
                 self.head(qkv, task + 1).prefetch(0..3, positions.clone());
                 y.prefetch(0..1, positions);
             };
-            #[cfg(target_arch = "x86_64")]
-            if let Some(amx) = self.tiles(cpu) {
-                return HeadOnTiles::new(&head, self.scale(), amx).forward(&y, ahead);
-            }
-            if cpu.precision == Precision::Bf16 {
-                return HeadInRows::new(&head, self.scale(), cpu).forward(&y, ahead);
-            }
-            HeadInVectors::new(&head, self.scale(), cpu.isa).forward(&y, ahead);
+            forward(&self.head(qkv, task), &y, &ahead);
         });
     }
 
     /// `d_qkv`, given the gradient of the output.
-    pub fn backward(&self, qkv: &[f32], d_y: &[f32], d_qkv: &mut [f32], cpu: Cpu) {
+    pub fn backward<X: Element, Y: Element>(
+        &self,
+        qkv: &[X],
+        d_y: &[Y],
+        d_qkv: &mut [X],
+        cpu: Cpu,
+    ) {
         self.check(qkv.len(), d_y.len());
         assert_eq!(d_qkv.len(), qkv.len());
+        #[cfg(target_arch = "x86_64")]
+        if let Some(amx) = self.tiles(cpu) {
+            return self.backward_heads(qkv, d_y, d_qkv, cpu, |head, d_y, d_qkv, ahead| {
+                HeadOnTiles::new(head, self.scale(), amx).backward(d_y, d_qkv, ahead);
+            });
+        }
+        let in_f32 = |qkv: &[f32], d_y: &[f32], d_qkv: &mut [f32]| {
+            self.backward_heads(qkv, d_y, d_qkv, cpu, |head, d_y, d_qkv, ahead| {
+                if cpu.precision == Precision::Bf16 {
+                    HeadInRows::new(head, self.scale(), cpu).backward(d_y, d_qkv, ahead);
+                } else {
+                    HeadInVectors::new(head, self.scale(), cpu.isa).backward(d_y, d_qkv, ahead);
+                }
+            });
+        };
+        X::with_f32(qkv, cpu, |qkv| {
+            Y::with_f32(d_y, cpu, |d_y| {
+                X::write_f32(d_qkv, cpu, |d_qkv| in_f32(qkv, d_y, d_qkv));
+            });
+        });
+    }
+
+    /// Runs `backward` for each head, as [`Self::forward_heads`] does.
+    fn backward_heads<X: Element, Y: Element>(
+        &self,
+        qkv: &[X],
+        d_y: &[Y],
+        d_qkv: &mut [X],
+        cpu: Cpu,
+        backward: impl Fn(&Head<'_, X>, &Head<'_, Y>, &Outputs<'_, X>, &dyn Fn(Range<usize>)) + Sync,
+    ) {
         let shared = Shared::new(d_qkv);
         cpu.threads.for_each(self.n * self.n_heads, |task| {
             let head = self.head(qkv, task);
@@ -105,17 +161,7 @@ impl Attention {
                 d_y_of(task + 1).prefetch(0..1, positions.clone());
                 d_qkv.prefetch(0..3, positions);
             };
-            #[cfg(target_arch = "x86_64")]
-            if let Some(amx) = self.tiles(cpu) {
-                let head = HeadOnTiles::new(&head, self.scale(), amx);
-                return head.backward(&d_y_of(task), &d_qkv, ahead);
-            }
-            if cpu.precision == Precision::Bf16 {
-                let head = HeadInRows::new(&head, self.scale(), cpu);
-                return head.backward(&d_y_of(task), &d_qkv, ahead);
-            }
-            let head = HeadInVectors::new(&head, self.scale(), cpu.isa);
-            head.backward(&d_y_of(task), &d_qkv, ahead);
+            backward(&head, &d_y_of(task), &d_qkv, &ahead);
         });
     }
 
@@ -131,7 +177,7 @@ impl Attention {
     }
 
     /// The inputs of a task: a head of an image.
-    fn head<'a>(&self, qkv: &'a [f32], task: usize) -> Head<'a> {
+    fn head<'a, X>(&self, qkv: &'a [X], task: usize) -> Head<'a, X> {
         let (d, c) = (self.head_channels, self.channels());
         let (image, head) = (task / self.n_heads, task % self.n_heads);
         let offsets = match self.order {
@@ -184,43 +230,47 @@ impl Places {
         start..start + self.d
     }
 
-    /// The starts of the cache lines of some rows.
-    fn lines(&self, kinds: Range<usize>, positions: Range<usize>) -> impl Iterator<Item = usize> {
+    /// The starts of the cache lines of some rows, of elements of type X.
+    fn lines<X>(
+        &self,
+        kinds: Range<usize>,
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = usize> {
         positions.flat_map(move |position| {
             let rows = kinds.clone().map(move |kind| self.row(kind, position));
-            rows.flat_map(|row| row.step_by(LINE))
+            rows.flat_map(|row| row.step_by(line::<X>()))
         })
     }
 }
 
 /// The inputs of one head.
 #[derive(Debug, Clone, Copy)]
-struct Head<'a> {
-    data: &'a [f32],
+struct Head<'a, X = f32> {
+    data: &'a [X],
     places: Places,
 }
 
-impl<'a> Head<'a> {
+impl<'a, X> Head<'a, X> {
     /// A row, `[D]`.
-    fn row(&self, kind: usize, position: usize) -> &'a [f32] {
+    fn row(&self, kind: usize, position: usize) -> &'a [X] {
         &self.data[self.places.row(kind, position)]
     }
 
     /// Asks for rows that are read soon: their short pieces are too many for the hardware to foresee.
     fn prefetch(&self, kinds: Range<usize>, positions: Range<usize>) {
-        for line in self.places.lines(kinds, positions) {
-            prefetch_line(self.data.as_ptr().wrapping_add(line));
+        for start in self.places.lines::<X>(kinds, positions) {
+            prefetch_line(self.data.as_ptr().wrapping_add(start));
         }
     }
 }
 
 /// The outputs of one head, or the gradients of its inputs.
-struct Outputs<'a> {
-    data: &'a Shared<'a>,
+struct Outputs<'a, Y = f32> {
+    data: &'a Shared<'a, Y>,
     places: Places,
 }
 
-impl Outputs<'_> {
+impl<Y: Element> Outputs<'_, Y> {
     /// Writes some channels of a row, starting with the given one.
     #[inline]
     fn write(&self, kind: usize, position: usize, channel: usize, values: &[f32]) {
@@ -228,16 +278,20 @@ impl Outputs<'_> {
         // SAFETY: nobody but the task of a head has its rows.
         let row = unsafe { self.data.tile(start, values.len()) };
         // Copies of a known size need no call.
-        match (<&mut [f32; 32]>::try_from(&mut *row), values.try_into()) {
-            (Ok(row), Ok(values)) => *row = values,
-            _ => row.copy_from_slice(values),
+        match (<&mut [Y; 32]>::try_from(&mut *row), values.try_into()) {
+            (Ok(row), Ok(values)) => *row = <[f32; 32]>::map(values, Y::round),
+            _ => {
+                for (into, &value) in row.iter_mut().zip(values) {
+                    *into = Y::round(value);
+                }
+            }
         }
     }
 
     /// Asks for rows that are written soon.
     fn prefetch(&self, kinds: Range<usize>, positions: Range<usize>) {
-        for line in self.places.lines(kinds, positions) {
-            prefetch_to_write(self.data.pointer(line, 1));
+        for start in self.places.lines::<Y>(kinds, positions) {
+            prefetch_to_write(self.data.pointer(start, 1));
         }
     }
 }

@@ -6,7 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 
-use crate::cpu::{Cpu, Shared};
+use crate::cpu::Cpu;
+use crate::element::map;
 use crate::scratch::Scratch;
 
 /// The nearest bf16, as f32; halfway cases go to the even one.
@@ -24,23 +25,8 @@ pub(crate) fn round(x: f32) -> f32 {
 
 /// A copy with every number rounded.
 pub(crate) fn rounded(x: &[f32], cpu: Cpu) -> Scratch {
-    const TILE: usize = 1 << 14;
     let mut copy = Scratch::new(x.len());
-    let shared = Shared::new(&mut copy);
-    cpu.threads.for_each(x.len().div_ceil(TILE), |tile| {
-        let x = &x[tile * TILE..];
-        let x = &x[..x.len().min(TILE)];
-        // SAFETY: tiles are disjoint.
-        let into = unsafe { shared.tile(tile * TILE, x.len()) };
-        cpu.isa.vectorize(
-            #[inline(always)]
-            |_| {
-                for (into, &x) in into.iter_mut().zip(x) {
-                    *into = round(x);
-                }
-            },
-        );
-    });
+    map(x, &mut copy, round, cpu);
     copy
 }
 

@@ -4,9 +4,14 @@ use pulp::Simd;
 
 use crate::scratch::LINE;
 
+/// Elements of a cache line.
+pub(crate) const fn line<T>() -> usize {
+    LINE * size_of::<f32>() / size_of::<T>()
+}
+
 /// Asks for the line of an address to write to it; the address need not be valid.
 #[inline(always)]
-pub(crate) fn prefetch_to_write(address: *mut f32) {
+pub(crate) fn prefetch_to_write<T>(address: *mut T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
@@ -32,7 +37,7 @@ pub(crate) fn prefetch_to_l2(address: *const f32) {
 
 /// Asks for the line of an address, which need not be readable.
 #[inline(always)]
-pub(crate) fn prefetch_line(address: *const f32) {
+pub(crate) fn prefetch_line<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -11,6 +11,7 @@ pub mod winograd;
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Amx;
 use crate::cpu::{Cpu, Precision, Shared};
+use crate::element::Element;
 pub use joined::{JoinedConv2d, JoinedInputs};
 
 /// Sizes of a convolution.
@@ -47,9 +48,9 @@ pub enum Groups {
 
 /// What [`Conv2d::forward`] reads.
 #[derive(Debug, Clone, Copy)]
-pub struct Inputs<'a> {
+pub struct Inputs<'a, X = f32> {
     /// `[N, H, W, C_in]`.
-    pub x: &'a [f32],
+    pub x: &'a [X],
     /// `[kernel rows, kernel columns, C_in, C_out]`, depthwise `[.., .., 1, C]`.
     pub weight: &'a [f32],
     /// `[C_out]`.
@@ -57,6 +58,9 @@ pub struct Inputs<'a> {
     /// Added to the result, `[N, H_out, W_out, C_out]`.
     pub residual: Option<&'a [f32]>,
 }
+
+/// A kernel of [`Conv2d::backward_weight`] in f32: of `x` and `d_y`, to `d_weight` and `d_bias`.
+type WeightSums = fn(&Conv2d, &[f32], &[f32], &mut [f32], &mut [f32], Cpu);
 
 /// How a convolution is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,52 +198,66 @@ impl Conv2d {
     ///
     /// # Panics
     /// If a slice has another length than its size says; likewise all kernels below.
-    pub fn forward(&self, inputs: Inputs<'_>, y: &mut [f32], cpu: Cpu) {
+    pub fn forward<X: Element, Y: Element>(&self, inputs: Inputs<'_, X>, y: &mut [Y], cpu: Cpu) {
         self.check();
-        assert_eq!(inputs.bias.len(), self.c_out);
-        assert!(
-            inputs
-                .residual
-                .is_none_or(|residual| residual.len() == y.len())
-        );
+        let Inputs {
+            x,
+            weight,
+            bias,
+            residual,
+        } = inputs;
+        assert_eq!(bias.len(), self.c_out);
+        assert!(residual.is_none_or(|residual| residual.len() == y.len()));
         assert_eq!(
-            (inputs.x.len(), inputs.weight.len(), y.len()),
+            (x.len(), weight.len(), y.len()),
             (self.x_len(), self.weight_len(), self.y_len())
         );
+        let in_f32 = |y, run: fn(&Self, Inputs<'_>, &mut [f32], Cpu)| {
+            X::with_f32(x, cpu, |x| {
+                let inputs = Inputs {
+                    x,
+                    weight,
+                    bias,
+                    residual,
+                };
+                Y::write_f32(y, cpu, |y| run(self, inputs, y, cpu));
+            });
+        };
         match self.algorithm(cpu) {
-            Algorithm::Gemm => self.gemm_forward(inputs, y, cpu),
-            Algorithm::Winograd => winograd::forward(
-                self,
-                inputs.x,
-                inputs.weight,
-                inputs.bias,
-                inputs.residual,
-                y,
-                cpu,
-            ),
-            Algorithm::Bf16 => self.bf16_forward(inputs, y, cpu),
+            Algorithm::Gemm => in_f32(y, Self::gemm_forward),
+            Algorithm::Winograd => in_f32(y, winograd::forward),
+            Algorithm::Bf16 => in_f32(y, Self::bf16_forward),
             #[cfg(target_arch = "x86_64")]
             Algorithm::Tiles(amx) => tiles::forward(self, inputs, y, amx, cpu),
-            Algorithm::Depthwise => self.depthwise_forward(inputs, y, cpu),
+            Algorithm::Depthwise => in_f32(y, Self::depthwise_forward),
         }
     }
 
     /// `d_x`: the gradient with respect to the input, given that of the output.
-    pub fn backward_input(&self, d_y: &[f32], weight: &[f32], d_x: &mut [f32], cpu: Cpu) {
+    pub fn backward_input<X: Element, Y: Element>(
+        &self,
+        d_y: &[Y],
+        weight: &[f32],
+        d_x: &mut [X],
+        cpu: Cpu,
+    ) {
         self.check();
         assert_eq!(
             (d_y.len(), weight.len(), d_x.len()),
             (self.y_len(), self.weight_len(), self.x_len())
         );
+        let in_f32 = |d_x, run: fn(&Self, &[f32], &[f32], &mut [f32], Cpu)| {
+            Y::with_f32(d_y, cpu, |d_y| {
+                X::write_f32(d_x, cpu, |d_x| run(self, d_y, weight, d_x, cpu));
+            });
+        };
         match self.algorithm(cpu) {
-            Algorithm::Gemm => self.gemm_backward_input(d_y, weight, d_x, cpu),
-            Algorithm::Winograd => winograd::backward_input(self, d_y, weight, d_x, cpu),
-            Algorithm::Bf16 => self.bf16_backward_input(d_y, weight, d_x, cpu),
+            Algorithm::Gemm => in_f32(d_x, Self::gemm_backward_input),
+            Algorithm::Winograd => in_f32(d_x, winograd::backward_input),
+            Algorithm::Bf16 => in_f32(d_x, Self::bf16_backward_input),
             #[cfg(target_arch = "x86_64")]
-            Algorithm::Tiles(amx) => {
-                tiles::backward_input(self, d_y, weight, d_x, amx, cpu);
-            }
-            Algorithm::Depthwise => self.depthwise_backward_input(d_y, weight, d_x, cpu),
+            Algorithm::Tiles(amx) => tiles::backward_input(self, d_y, weight, d_x, amx, cpu),
+            Algorithm::Depthwise => in_f32(d_x, Self::depthwise_backward_input),
         }
     }
 
@@ -247,10 +265,10 @@ impl Conv2d {
     /// of the output.
     ///
     /// The sums over the batch are cut into groups by the sizes alone, added in order.
-    pub fn backward_weight(
+    pub fn backward_weight<X: Element, Y: Element>(
         &self,
-        x: &[f32],
-        d_y: &[f32],
+        x: &[X],
+        d_y: &[Y],
         d_weight: &mut [f32],
         d_bias: &mut [f32],
         cpu: Cpu,
@@ -261,15 +279,20 @@ impl Conv2d {
             (x.len(), d_y.len(), d_weight.len()),
             (self.x_len(), self.y_len(), self.weight_len())
         );
+        let in_f32 = |sums: [&mut [f32]; 2], run: WeightSums| {
+            let [d_weight, d_bias] = sums;
+            X::with_f32(x, cpu, |x| {
+                Y::with_f32(d_y, cpu, |d_y| run(self, x, d_y, d_weight, d_bias, cpu));
+            });
+        };
+        let sums = [d_weight, d_bias];
         match self.algorithm(cpu) {
-            Algorithm::Gemm => self.gemm_backward_weight(x, d_y, d_weight, d_bias, cpu),
-            Algorithm::Winograd => winograd::backward_weight(self, x, d_y, d_weight, d_bias, cpu),
-            Algorithm::Bf16 => self.bf16_backward_weight(x, d_y, d_weight, d_bias, cpu),
+            Algorithm::Gemm => in_f32(sums, Self::gemm_backward_weight),
+            Algorithm::Winograd => in_f32(sums, winograd::backward_weight),
+            Algorithm::Bf16 => in_f32(sums, Self::bf16_backward_weight),
             #[cfg(target_arch = "x86_64")]
-            Algorithm::Tiles(amx) => {
-                tiles::backward_weight(self, [x, d_y], d_weight, d_bias, amx, cpu);
-            }
-            Algorithm::Depthwise => self.depthwise_backward_weight(x, d_y, d_weight, d_bias, cpu),
+            Algorithm::Tiles(amx) => tiles::backward_weight(self, (x, d_y), sums, amx, cpu),
+            Algorithm::Depthwise => in_f32(sums, Self::depthwise_backward_weight),
         }
     }
 

@@ -34,6 +34,15 @@ impl Cpu {
         Self { precision, ..self }
     }
 
+    /// Whether convolutions and linear layers read bf16 where it lies, and would round f32 to it.
+    pub fn reads_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let has_tiles = matches!(self.isa, Isa::Amx(..));
+        #[cfg(not(target_arch = "x86_64"))]
+        let has_tiles = false;
+        has_tiles && self.precision == Precision::Bf16
+    }
+
     /// The name of the instruction set that decides the bits of results.
     ///
     /// Tile registers multiply in [`Precision::Bf16`] alone; without it they are AVX-512.
@@ -54,7 +63,7 @@ impl Cpu {
     }
 }
 
-/// Which algorithms a kernel may choose; inputs, outputs and sums are f32 in all of them.
+/// Which algorithms a kernel may choose; sums are f32 in all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// f32, where 3×3 convolutions may take a faster algorithm that rounds more.

@@ -3,6 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use crate::cpu::{Cpu, Shared};
+use crate::element::Element;
 
 /// Elements of one piece: a multiple of those of a word, and of all that one call of a generator may draw.
 const PIECE: usize = 1 << 14;
@@ -78,7 +79,7 @@ impl Mask {
     }
 
     /// `y = x factors`, which is also how a gradient goes back.
-    pub fn apply(&self, x: &[f32], y: &mut [f32], cpu: Cpu) {
+    pub fn apply<X: Element>(&self, x: &[X], y: &mut [X], cpu: Cpu) {
         assert_eq!((x.len(), y.len()), (self.len(), self.len()));
         let n_pieces = self.n_pieces();
         let shared = Shared::new(y);
@@ -119,14 +120,14 @@ fn factor(dropped: &[u8], i: usize, kept: f32) -> f32 {
 /// The elements of a piece times their factors.
 ///
 /// A product also with 0: what is not a number shall stay visible.
-struct Product<'a> {
-    x: &'a [f32],
+struct Product<'a, X> {
+    x: &'a [X],
     dropped: &'a [u8],
     kept: f32,
-    y: &'a mut [f32],
+    y: &'a mut [X],
 }
 
-impl WithSimd for Product<'_> {
+impl<X: Element> WithSimd for Product<'_, X> {
     type Output = ();
 
     #[inline(always)]
@@ -147,15 +148,16 @@ impl WithSimd for Product<'_> {
         let dropped = self.dropped.as_chunks::<{ WORD / 8 }>().0;
         for ((x, y), dropped) in x_words.iter().zip(y_words.iter_mut()).zip(dropped) {
             let dropped = simd.splat_u32s(u32::from_le_bytes(*dropped));
-            let (x, y) = (S::as_simd_f32s(x).0, S::as_mut_simd_f32s(y).0);
-            for ((x, y), bit) in x.iter().zip(y).zip(bits) {
+            let mut values = x.map(X::widen);
+            for (value, bit) in S::as_mut_simd_f32s(&mut values).0.iter_mut().zip(bits) {
                 let is_kept = simd.equal_u32s(simd.and_u32s(dropped, *bit), simd.splat_u32s(0));
-                *y = simd.mul_f32s(*x, simd.select_f32s(is_kept, kept, zero));
+                *value = simd.mul_f32s(*value, simd.select_f32s(is_kept, kept, zero));
             }
+            *y = values.map(X::round);
         }
         let rest = &self.dropped[x_words.len() * WORD / 8..];
         for (i, (x, y)) in x_rest.iter().zip(y_rest).enumerate() {
-            *y = x * factor(rest, i, self.kept);
+            *y = X::round(x.widen() * factor(rest, i, self.kept));
         }
     }
 }

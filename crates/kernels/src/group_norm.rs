@@ -13,6 +13,7 @@ mod moments;
 use std::ops::Range;
 
 use crate::cpu::{Cpu, Shared, Threads};
+use crate::element::Element;
 use columns::{Forward, for_all};
 
 /// Elements of one tile of an image: a short sum, so that f32 suffices inside; tiles add up in f64.
@@ -86,7 +87,7 @@ impl Source {
 impl GroupNorm {
     /// Computes `y`, `[N, H*W, C]`, and returns the moments that [`GroupNorm::backward`] needs:
     /// per image and channel its group's mean and reciprocal deviation, `[N, 2, C]`.
-    pub fn forward(&self, inputs: Inputs<'_>, y: &mut [f32], cpu: Cpu) -> Vec<f32> {
+    pub fn forward<Y: Element>(&self, inputs: Inputs<'_>, y: &mut [Y], cpu: Cpu) -> Vec<f32> {
         self.check(&inputs);
         let (c, image_len) = (self.c(), self.image_len());
         assert_eq!(y.len(), self.n * image_len);
@@ -135,7 +136,13 @@ impl GroupNorm {
         }
     }
 
-    fn image_forward(&self, inputs: Inputs<'_>, moments: &[f32], y: &mut [f32], cpu: Cpu) {
+    fn image_forward<Y: Element>(
+        &self,
+        inputs: Inputs<'_>,
+        moments: &[f32],
+        y: &mut [Y],
+        cpu: Cpu,
+    ) {
         let c = self.c();
         let slope = self.slopes(&inputs, moments);
         let shared = Shared::new(y);

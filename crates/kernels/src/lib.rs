@@ -1,4 +1,4 @@
-//! CPU kernels of p2: slices of f32 in, slices of f32 out, no tensors and no gradient tape.
+//! CPU kernels of p2: slices of numbers in, slices of numbers out, no tensors and no gradient tape.
 #![doc = include_str!("../README.md")]
 
 pub mod adamw;
@@ -13,6 +13,7 @@ pub mod chacha8;
 pub mod conv2d;
 pub mod cpu;
 pub mod dropout;
+pub mod element;
 pub mod elementwise;
 mod gather;
 mod gemm;
@@ -30,3 +31,4 @@ mod transpose;
 #[cfg(target_arch = "x86_64")]
 pub use amx::Amx;
 pub use cpu::{Cpu, Isa, Precision, Threads};
+pub use element::Element;

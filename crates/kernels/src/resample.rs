@@ -3,6 +3,7 @@
 //! Each is, up to a factor of 4, the other's gradient.
 
 use crate::cpu::{Cpu, Shared};
+use crate::element::Element;
 
 /// Sizes of the larger image, `[N, H, W, C]` with even H and W.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct Resample {
 impl Resample {
     /// `small = factor * (sum of each 2×2 square of large)`: pooling with 1/4, and with 1 the
     /// gradient of [`Resample::spread`] with 1.
-    pub fn gather(&self, large: &[f32], factor: f32, small: &mut [f32], cpu: Cpu) {
+    pub fn gather<X: Element>(&self, large: &[X], factor: f32, small: &mut [X], cpu: Cpu) {
         let (width, small_width) = self.check(large.len(), small.len());
         let shared = Shared::new(small);
         cpu.threads.for_each(self.n * self.h / 2, |row| {
@@ -35,9 +36,9 @@ impl Resample {
                         .zip(bottom.chunks_exact(2 * self.c));
                     for (small, (top, bottom)) in small.chunks_exact_mut(self.c).zip(pairs) {
                         for c in 0..self.c {
-                            let top = top[c] + top[c + self.c];
-                            let bottom = bottom[c] + bottom[c + self.c];
-                            small[c] = (top + bottom) * factor;
+                            let top = top[c].widen() + top[c + self.c].widen();
+                            let bottom = bottom[c].widen() + bottom[c + self.c].widen();
+                            small[c] = X::round((top + bottom) * factor);
                         }
                     }
                 },
@@ -47,7 +48,7 @@ impl Resample {
 
     /// `large = factor * small`, each element four times: upsampling with 1, and with 1/4 the
     /// gradient of pooling.
-    pub fn spread(&self, small: &[f32], factor: f32, large: &mut [f32], cpu: Cpu) {
+    pub fn spread<X: Element>(&self, small: &[X], factor: f32, large: &mut [X], cpu: Cpu) {
         let (width, small_width) = self.check(large.len(), small.len());
         let shared = Shared::new(large);
         cpu.threads.for_each(self.n * self.h / 2, |row| {
@@ -63,8 +64,9 @@ impl Resample {
                         .zip(small.chunks_exact(self.c))
                     {
                         for c in 0..self.c {
-                            top[c] = small[c] * factor;
-                            top[c + self.c] = small[c] * factor;
+                            let value = X::round(small[c].widen() * factor);
+                            top[c] = value;
+                            top[c + self.c] = value;
                         }
                     }
                 },

@@ -85,8 +85,15 @@ impl Case {
         ];
         let mut results = lens.map(|len| vec![f32::NAN; len]);
         let [y, y_plus, d_x, d_weight, d_bias] = &mut results;
-        winograd::forward(conv, x, weight, bias, None, y, cpu);
-        winograd::forward(conv, x, weight, bias, Some(residual), y_plus, cpu);
+        for (residual, y) in [(None, y), (Some(&residual[..]), y_plus)] {
+            let inputs = Inputs {
+                x,
+                weight,
+                bias,
+                residual,
+            };
+            winograd::forward(conv, inputs, y, cpu);
+        }
         winograd::backward_input(conv, d_y, weight, d_x, cpu);
         winograd::backward_weight(conv, x, d_y, d_weight, d_bias, cpu);
         results

@@ -7,6 +7,7 @@ use std::mem::transmute;
 
 use super::product::BLOCK;
 use super::{Amx, SIDE};
+use crate::element::{Element, Elements};
 use crate::transpose::avx512;
 
 /// Floats of a tile.
@@ -14,7 +15,7 @@ pub(crate) const TILE: usize = SIDE * SIDE;
 
 impl Amx {
     /// Pairs of neighbors in a row, and zeros to the end.
-    pub(crate) fn neighbors(self, row: &[f32], pairs: &mut [f32]) {
+    pub(crate) fn neighbors<X: Element>(self, row: &[X], pairs: &mut [f32]) {
         // SAFETY: the instructions are there.
         unsafe { neighbors(row, pairs) };
     }
@@ -27,15 +28,19 @@ impl Amx {
     }
 
     /// A tile of pairs of neighbors in columns: `column(0) .. column(15)` of at most 32 numbers.
-    pub(crate) fn tile_of_columns<'a>(self, column: impl Fn(usize) -> &'a [f32], tile: &mut [f32]) {
+    pub(crate) fn tile_of_columns<'a, X: Element>(
+        self,
+        column: impl Fn(usize) -> &'a [X],
+        tile: &mut [f32],
+    ) {
         // SAFETY: the instructions are there.
         unsafe { tile_of_columns(column, tile) };
     }
 
     /// Pairs of rows of at most [`BLOCK`] numbers, one pair after the other.
-    pub(crate) fn strip_of_rows<'a>(
+    pub(crate) fn strip_of_rows<'a, X: Element>(
         self,
-        pairs: impl Iterator<Item = [&'a [f32]; 2]>,
+        pairs: impl Iterator<Item = [&'a [X]; 2]>,
         strip: &mut [f32],
     ) {
         // SAFETY: the instructions are there.
@@ -44,9 +49,9 @@ impl Amx {
 
     /// The same with each pair as a column of two tiles, [`SIDE`] pairs for each tile; adds all rows
     /// to `sum`.
-    pub(crate) fn strip_of_columns<'a>(
+    pub(crate) fn strip_of_columns<'a, X: Element>(
         self,
-        pairs: impl Iterator<Item = [&'a [f32]; 2]>,
+        pairs: impl Iterator<Item = [&'a [X]; 2]>,
         strip: &mut [f32],
         sum: &mut [f32; BLOCK],
     ) {
@@ -87,20 +92,26 @@ pub(crate) fn pairs_along([first, second]: [__m512; 2]) -> __m512i {
 
 /// The first 16 numbers of a row, with zeros behind its end.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn load(row: &[f32]) -> __m512 {
-    if row.len() >= SIDE {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn load<X: Element>(row: &[X]) -> __m512 {
+    let mask = ((1u32 << row.len().min(SIDE)) - 1) as u16;
+    match X::view(row) {
         // SAFETY: there are as many.
-        return unsafe { _mm512_loadu_ps(row.as_ptr()) };
+        Elements::F32(row) if row.len() >= SIDE => unsafe { _mm512_loadu_ps(row.as_ptr()) },
+        // SAFETY: the mask keeps the load within the row.
+        Elements::F32(row) => unsafe { _mm512_maskz_loadu_ps(mask, row.as_ptr()) },
+        Elements::Bf16(row) => {
+            // SAFETY: as above.
+            let row = unsafe { _mm256_maskz_loadu_epi16(mask, row.as_ptr().cast()) };
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(row)))
+        }
     }
-    // SAFETY: the mask keeps the load within the row.
-    unsafe { _mm512_maskz_loadu_ps(((1u32 << row.len()) - 1) as u16, row.as_ptr()) }
 }
 
 /// The first 32 numbers.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn load_two(row: &[f32]) -> [__m512; 2] {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn load_two<X: Element>(row: &[X]) -> [__m512; 2] {
     [load(row), load(row.get(SIDE..).unwrap_or_default())]
 }
 
@@ -114,7 +125,7 @@ pub(crate) fn store(x: __m512i, into: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn neighbors(row: &[f32], pairs: &mut [f32]) {
+fn neighbors<X: Element>(row: &[X], pairs: &mut [f32]) {
     for (i, pairs) in pairs.chunks_exact_mut(SIDE).enumerate() {
         let row = row.get(i * 2 * SIDE..).unwrap_or_default();
         store(pairs_along(load_two(row)), pairs);
@@ -129,7 +140,7 @@ fn tile_of_rows<'a>(row: impl Fn(usize) -> &'a [f32], tile: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn tile_of_columns<'a>(column: impl Fn(usize) -> &'a [f32], tile: &mut [f32]) {
+fn tile_of_columns<'a, X: Element>(column: impl Fn(usize) -> &'a [X], tile: &mut [f32]) {
     let mut rows = [_mm512_setzero_si512(); SIDE];
     for (i, row) in rows.iter_mut().enumerate() {
         *row = pairs_along(load_two(column(i)));
@@ -138,7 +149,7 @@ fn tile_of_columns<'a>(column: impl Fn(usize) -> &'a [f32], tile: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn strip_of_rows<'a>(mut rows: impl Iterator<Item = [&'a [f32]; 2]>, strip: &mut [f32]) {
+fn strip_of_rows<'a, X: Element>(mut rows: impl Iterator<Item = [&'a [X]; 2]>, strip: &mut [f32]) {
     for into in strip.chunks_exact_mut(BLOCK) {
         let [first, second] = rows.next().unwrap_or_default();
         let [first, second] = [load_two(first), load_two(second)];
@@ -149,8 +160,8 @@ fn strip_of_rows<'a>(mut rows: impl Iterator<Item = [&'a [f32]; 2]>, strip: &mut
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn strip_of_columns<'a>(
-    mut rows: impl Iterator<Item = [&'a [f32]; 2]>,
+fn strip_of_columns<'a, X: Element>(
+    mut rows: impl Iterator<Item = [&'a [X]; 2]>,
     strip: &mut [f32],
     sum: &mut [f32; BLOCK],
 ) {
@@ -175,7 +186,7 @@ fn strip_of_columns<'a>(
     }
 }
 
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn transposed(block: &[f32], into: &mut [f32]) {
     let mut columns = [0.0; TILE];
     for tile in 0..4 {

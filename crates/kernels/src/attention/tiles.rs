@@ -12,6 +12,7 @@ use std::ops::Range;
 use super::{Attention, Head, Outputs};
 use crate::amx::product::{BLOCK, Block, STEP, STEP_BYTES, Steps};
 use crate::amx::{Amx, Registers};
+use crate::element::Element;
 use crate::gemm::Sum;
 use crate::scratch::Scratch;
 use packed::{Packed, Packing, STEP_LEN};
@@ -34,8 +35,8 @@ pub(super) fn applies(attention: &Attention) -> bool {
 }
 
 /// One head, and what its products run on.
-pub(super) struct HeadOnTiles<'a> {
-    head: &'a Head<'a>,
+pub(super) struct HeadOnTiles<'a, X> {
+    head: &'a Head<'a, X>,
     packing: Packing,
     softmax: Softmax,
     registers: Registers,
@@ -45,8 +46,8 @@ pub(super) struct HeadOnTiles<'a> {
     position_steps: Steps,
 }
 
-impl<'a> HeadOnTiles<'a> {
-    pub(super) fn new(head: &'a Head<'a>, scale: f32, amx: Amx) -> Self {
+impl<'a, X: Element> HeadOnTiles<'a, X> {
+    pub(super) fn new(head: &'a Head<'a, X>, scale: f32, amx: Amx) -> Self {
         let packing = Packing {
             amx,
             n_positions: head.places.n_positions,
@@ -63,7 +64,7 @@ impl<'a> HeadOnTiles<'a> {
     }
 
     /// Computes the outputs, and calls `ahead` for all positions, some at a time.
-    pub(super) fn forward(&self, y: &Outputs<'_>, ahead: impl Fn(Range<usize>)) {
+    pub(super) fn forward<Y: Element>(&self, y: &Outputs<'_, Y>, ahead: impl Fn(Range<usize>)) {
         let packing = &self.packing;
         let keys = packing.rows(|i| self.head.row(1, i));
         let queries = packing.columns(|i| self.head.row(0, i));
@@ -86,10 +87,10 @@ impl<'a> HeadOnTiles<'a> {
     }
 
     /// Computes the gradients, and calls `ahead` for all positions, some at a time.
-    pub(super) fn backward(
+    pub(super) fn backward<Y: Element>(
         &self,
-        d_y: &Head<'_>,
-        d_qkv: &Outputs<'_>,
+        d_y: &Head<'_, Y>,
+        d_qkv: &Outputs<'_, X>,
         ahead: impl Fn(Range<usize>),
     ) {
         let packing = &self.packing;
@@ -136,7 +137,13 @@ impl<'a> HeadOnTiles<'a> {
     }
 
     /// Writes rows of a block of positions in the channels of a strip.
-    fn write(&self, rows: &[f32], into: &Outputs<'_>, kind: usize, (block, strip): (usize, usize)) {
+    fn write<Y: Element>(
+        &self,
+        rows: &[f32],
+        into: &Outputs<'_, Y>,
+        kind: usize,
+        (block, strip): (usize, usize),
+    ) {
         let n_channels = STEP.min(self.head.places.d - strip * STEP);
         let positions = block * BLOCK..self.head.places.n_positions.min((block + 1) * BLOCK);
         for (row, position) in rows.chunks_exact(BLOCK).zip(positions) {
@@ -228,6 +235,7 @@ mod tests {
     use super::*;
     use crate::attention::Order;
     use crate::cpu::Shared;
+    use crate::element::bf16;
     use crate::reference;
 
     /// Numbers in [-2, 2].
@@ -237,8 +245,8 @@ mod tests {
     }
 
     /// Outputs and gradients of all heads.
-    fn run(attention: &Attention, [qkv, d_y]: [&[f32]; 2], amx: Amx) -> [Vec<f32>; 2] {
-        let [mut y, mut d_qkv] = [d_y.len(), qkv.len()].map(|len| vec![f32::NAN; len]);
+    fn run<X: Element>(attention: &Attention, [qkv, d_y]: [&[X]; 2], amx: Amx) -> [Vec<X>; 2] {
+        let [mut y, mut d_qkv] = [d_y.len(), qkv.len()].map(|len| vec![X::round(f32::NAN); len]);
         let shared = [Shared::new(&mut y), Shared::new(&mut d_qkv)];
         for task in 0..attention.n * attention.n_heads {
             let (head, places) = (attention.head(qkv, task), attention.output_places(task));
@@ -287,7 +295,7 @@ mod tests {
                 reference::attention_backward(&attention, &qkv, &d_y),
             ];
             for &amx in &amxs {
-                let results = run(&attention, [&qkv, &d_y], amx);
+                let results = run(&attention, [&qkv[..], &d_y], amx);
                 for (result, expected) in results.iter().zip(&expected) {
                     let scale = expected.iter().fold(1.0f64, |max, x| max.max(x.abs()));
                     for (result, expected) in result.iter().zip(expected) {
@@ -295,6 +303,29 @@ mod tests {
                         assert!(error < 1e-2, "T {t}, D {d}: {error}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_has_the_bits_of_the_same_numbers_in_f32() {
+        for amx in Amx::detect().into_iter().chain(Amx::for_tests()) {
+            for (n_positions, head_channels) in [(3, 7), (17, 32), (70, 5), (100, 33)] {
+                let attention = Attention {
+                    n: 2,
+                    n_positions,
+                    n_heads: 2,
+                    head_channels,
+                    order: Order::KindMajor,
+                };
+                let as_halves =
+                    |x: &[f32]| -> Vec<_> { x.iter().copied().map(bf16::from_f32).collect() };
+                let len = 2 * n_positions * attention.channels();
+                let halves = [3 * len, len].map(|len| as_halves(&fill(len, 1)));
+                let found = run(&attention, halves.each_ref().map(Vec::as_slice), amx);
+                let wide = halves.map(|x| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+                let expected = run(&attention, wide.each_ref().map(Vec::as_slice), amx);
+                assert_eq!(found, expected.map(|x| as_halves(&x)), "{attention:?}");
             }
         }
     }

@@ -14,10 +14,11 @@ use std::ops::Range;
 use super::{Conv2d, Groups, Inputs};
 use crate::amx::product::{BLOCK, Block, STEP, Side, Steps};
 use crate::amx::{Amx, Registers};
-use crate::cache::{prefetch_line, prefetch_to_write};
+use crate::cache::{line, prefetch_line, prefetch_to_write};
 use crate::cpu::{Cpu, Shared};
+use crate::element::Element;
 use crate::gemm::Sum;
-use crate::scratch::{LINE, Scratch};
+use crate::scratch::Scratch;
 use gradient::WeightGradient;
 use picture::{Picture, Sheet};
 use weights::{Direction, Weights};
@@ -41,7 +42,13 @@ pub(super) fn applies(conv: &Conv2d) -> bool {
 }
 
 /// See [`Conv2d::forward`].
-pub(super) fn forward(conv: &Conv2d, inputs: Inputs<'_>, y: &mut [f32], amx: Amx, cpu: Cpu) {
+pub(super) fn forward<X: Element, Y: Element>(
+    conv: &Conv2d,
+    inputs: Inputs<'_, X>,
+    y: &mut [Y],
+    amx: Amx,
+    cpu: Cpu,
+) {
     let convolution = Convolution {
         picture: Picture::of(conv),
         x: inputs.x,
@@ -55,11 +62,11 @@ pub(super) fn forward(conv: &Conv2d, inputs: Inputs<'_>, y: &mut [f32], amx: Amx
 }
 
 /// See [`Conv2d::backward_input`].
-pub(super) fn backward_input(
+pub(super) fn backward_input<X: Element, Y: Element>(
     conv: &Conv2d,
-    d_y: &[f32],
+    d_y: &[Y],
     weight: &[f32],
-    d_x: &mut [f32],
+    d_x: &mut [X],
     amx: Amx,
     cpu: Cpu,
 ) {
@@ -76,18 +83,19 @@ pub(super) fn backward_input(
 }
 
 /// See [`Conv2d::backward_weight`].
-pub(super) fn backward_weight(
+pub(super) fn backward_weight<X: Element, Y: Element>(
     conv: &Conv2d,
-    [x, d_y]: [&[f32]; 2],
-    d_weight: &mut [f32],
-    d_bias: &mut [f32],
+    (x, d_y): (&[X], &[Y]),
+    [d_weight, d_bias]: [&mut [f32]; 2],
     amx: Amx,
     cpu: Cpu,
 ) {
     if d_y.is_empty() || d_weight.is_empty() {
-        return conv.gemm_backward_weight(x, d_y, d_weight, d_bias, cpu);
+        let nothing = []; // `x` is empty, too, or there are no outputs that would read it
+        let run = |d_y: &[f32]| conv.gemm_backward_weight(&nothing, d_y, d_weight, d_bias, cpu);
+        return Y::with_f32(d_y, cpu, run);
     }
-    let gradient = WeightGradient::new(conv, [x, d_y], amx, cpu);
+    let gradient = WeightGradient::new(conv, (x, d_y), amx, cpu);
     gradient.run(gradient.pass(), d_weight, d_bias);
 }
 
@@ -101,10 +109,10 @@ enum Pass {
 }
 
 /// A convolution of a picture.
-struct Convolution<'a> {
+struct Convolution<'a, X> {
     picture: Picture,
     /// `[N, H, W, depth]`.
-    x: &'a [f32],
+    x: &'a [X],
     weights: Weights<'a>,
     bias: Option<&'a [f32]>,
     /// `[N, H, W, cols]`.
@@ -113,7 +121,7 @@ struct Convolution<'a> {
     cpu: Cpu,
 }
 
-impl Convolution<'_> {
+impl<X: Element> Convolution<'_, X> {
     /// By channels if the weights are larger than the picture. No bit of a result depends on it.
     fn pass(&self) -> Pass {
         let weights = self.picture.n_taps() * self.weights.cols;
@@ -124,7 +132,7 @@ impl Convolution<'_> {
         }
     }
 
-    fn run(&self, pass: Pass, y: &mut [f32]) {
+    fn run<Y: Element>(&self, pass: Pass, y: &mut [Y]) {
         if y.is_empty() {
             return;
         }
@@ -152,7 +160,7 @@ impl Convolution<'_> {
     }
 
     /// Packs all weights, then passes over the picture.
-    fn by_rows(&self, steps: &Steps, y: &Shared<'_>) {
+    fn by_rows<Y: Element>(&self, steps: &Steps, y: &Shared<'_, Y>) {
         let (n_panels, panel_len) = (self.weights.n_panels(), self.weights.panel_len());
         let mut weights = Scratch::new(n_panels * panel_len);
         let shared = Shared::new(&mut weights);
@@ -187,7 +195,7 @@ impl Convolution<'_> {
 
     /// For few pixels and many weights: packs the picture, then passes over panels of weights, each
     /// packed when it is used.
-    fn by_panels(&self, steps: &Steps, y: &Shared<'_>) {
+    fn by_panels<Y: Element>(&self, steps: &Steps, y: &Shared<'_, Y>) {
         let sheet = self.sheet(0..self.picture.n_rows());
         let mut pairs = Scratch::new(sheet.len());
         let shared = Shared::new(&mut pairs);
@@ -217,13 +225,13 @@ impl Convolution<'_> {
     }
 
     /// All outputs of a sheet in the columns of some panels.
-    fn multiply(
+    fn multiply<Y: Element>(
         &self,
         registers: &Registers,
         (sheet, pairs): (&Sheet, &[f32]),
         steps: &Steps,
         (panels, weights): (Range<usize>, &[f32]),
-        y: &Shared<'_>,
+        y: &Shared<'_, Y>,
     ) {
         let (pixel, panel_len) = (sheet.pixel_bytes(), self.weights.panel_len());
         let mut sums = Scratch::new(BLOCK * BLOCK);
@@ -254,25 +262,32 @@ impl Convolution<'_> {
     }
 
     /// Asks for what [`Self::store`] touches: there is time while a block is multiplied.
-    fn prefetch(&self, positions: &[Option<usize>; BLOCK], cols: Range<usize>, y: &Shared<'_>) {
+    fn prefetch<Y: Element>(
+        &self,
+        positions: &[Option<usize>; BLOCK],
+        cols: Range<usize>,
+        y: &Shared<'_, Y>,
+    ) {
         for position in positions.iter().flatten() {
             let start = position * self.weights.cols + cols.start;
-            for line in (0..cols.len()).step_by(LINE) {
-                prefetch_to_write(y.pointer(start + line, 1));
-                if let Some(residual) = self.residual {
-                    prefetch_line(&raw const residual[start + line]);
+            for col in (0..cols.len()).step_by(line::<Y>()) {
+                prefetch_to_write(y.pointer(start + col, 1));
+            }
+            if let Some(residual) = self.residual {
+                for col in (0..cols.len()).step_by(line::<f32>()) {
+                    prefetch_line(&raw const residual[start + col]);
                 }
             }
         }
     }
 
     /// Adds bias and residual to sums, and writes those of pixels.
-    fn store(
+    fn store<Y: Element>(
         &self,
         sums: &[f32],
         positions: &[Option<usize>; BLOCK],
         cols: Range<usize>,
-        y: &Shared<'_>,
+        y: &Shared<'_, Y>,
     ) {
         let bias = self.bias.map(|bias| &bias[cols.clone()]);
         self.cpu.isa.vectorize(
@@ -286,7 +301,7 @@ impl Convolution<'_> {
                     let residual = self
                         .residual
                         .map(|residual| &residual[start..][..cols.len()]);
-                    if let Ok(y) = <&mut [f32; BLOCK]>::try_from(&mut *y) {
+                    if let Ok(y) = <&mut [Y; BLOCK]>::try_from(&mut *y) {
                         write_row(y, sums, bias, residual);
                     } else {
                         write_row(y, sums, bias, residual);
@@ -299,21 +314,26 @@ impl Convolution<'_> {
 
 /// `y = (sums + bias) + residual`.
 #[inline(always)]
-fn write_row(y: &mut [f32], sums: &[f32], bias: Option<&[f32]>, residual: Option<&[f32]>) {
+fn write_row<Y: Element>(
+    y: &mut [Y],
+    sums: &[f32],
+    bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
+) {
     match (bias, residual) {
         (None, None) => {
             for (y, sum) in y.iter_mut().zip(sums) {
-                *y = *sum;
+                *y = Y::round(*sum);
             }
         }
         (Some(bias), None) => {
             for ((y, sum), bias) in y.iter_mut().zip(sums).zip(bias) {
-                *y = sum + bias;
+                *y = Y::round(sum + bias);
             }
         }
         (bias, Some(residual)) => {
             for (i, ((y, sum), residual)) in y.iter_mut().zip(sums).zip(residual).enumerate() {
-                *y = (sum + bias.map_or(0.0, |bias| bias[i])) + residual;
+                *y = Y::round((sum + bias.map_or(0.0, |bias| bias[i])) + residual);
             }
         }
     }
@@ -322,6 +342,7 @@ fn write_row(y: &mut [f32], sums: &[f32], bias: Option<&[f32]>, residual: Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::element::bf16;
     use crate::{Isa, Threads, reference};
 
     fn conv(n: usize, [h, w]: [usize; 2], [c_in, c_out]: [usize; 2], kernel: [usize; 2]) -> Conv2d {
@@ -434,6 +455,44 @@ mod tests {
         }
     }
 
+    /// `y`, `d_x`, and `d_weight` with `d_bias`.
+    fn run<X: Element>(conv: &Conv2d, amx: Amx, cpu: Cpu) -> (Vec<X>, Vec<X>, Vec<f32>) {
+        let of_type = |numbers: Vec<f32>| -> Vec<X> { numbers.into_iter().map(X::round).collect() };
+        let x = of_type(numbers(conv.x_len(), 1));
+        let d_y = of_type(numbers(conv.y_len(), 2));
+        let (weight, bias) = (numbers(conv.weight_len(), 3), numbers(conv.c_out, 4));
+        let inputs = Inputs {
+            x: &x,
+            weight: &weight,
+            bias: &bias,
+            residual: None,
+        };
+        let (mut y, mut d_x) = (d_y.clone(), x.clone());
+        forward(conv, inputs, &mut y, amx, cpu);
+        backward_input(conv, &d_y, &weight, &mut d_x, amx, cpu);
+        let mut sums = vec![f32::NAN; weight.len() + bias.len()];
+        let (d_weight, d_bias) = sums.split_at_mut(weight.len());
+        backward_weight(conv, (&x, &d_y), [d_weight, d_bias], amx, cpu);
+        (y, d_x, sums)
+    }
+
+    #[test]
+    fn bf16_has_the_bits_of_the_same_numbers_in_f32() {
+        for conv in [
+            conv(3, [5, 7], [33, 70], [3, 3]),
+            conv(2, [3, 4], [5, 40], [5, 1]),
+            Conv2d::linear(77, 40, 33),
+        ] {
+            for (amx, cpu) in cpus() {
+                let (y, d_x, sums) = run::<f32>(&conv, amx, cpu);
+                let as_halves =
+                    |x: Vec<f32>| -> Vec<_> { x.into_iter().map(bf16::from_f32).collect() };
+                let expected = (as_halves(y), as_halves(d_x), sums);
+                assert_eq!(run::<bf16>(&conv, amx, cpu), expected, "{conv:?}");
+            }
+        }
+    }
+
     #[test]
     fn both_passes_of_a_weight_gradient_are_exact_on_whole_numbers() {
         for conv in [
@@ -447,7 +506,7 @@ mod tests {
             let (_, d_weight, d_bias) = reference::conv2d_backward(&conv, &x, &weight, &d_y);
             for (amx, cpu) in cpus() {
                 for pass in [Pass::ByRows, Pass::ByChannels] {
-                    let gradient = WeightGradient::new(&conv, [&x, &d_y], amx, cpu);
+                    let gradient = WeightGradient::new(&conv, (&x[..], &d_y[..]), amx, cpu);
                     let mut got = vec![f32::NAN; conv.weight_len()];
                     let mut got_bias = vec![f32::NAN; conv.c_out];
                     gradient.run(pass, &mut got, &mut got_bias);

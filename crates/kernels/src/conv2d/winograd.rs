@@ -16,7 +16,7 @@ mod product;
 mod tile;
 mod transform;
 
-use super::{Conv2d, Groups};
+use super::{Conv2d, Groups, Inputs};
 use crate::cpu::Cpu;
 use convolve::Convolution;
 use filter::{Direction, Filter};
@@ -37,23 +37,18 @@ pub fn applies(conv: &Conv2d) -> bool {
 /// `y = conv(x, weight) + bias + residual`.
 ///
 /// # Shapes
-/// - `x`: `[N, H, W, C_in]`
-/// - `weight`: `[3, 3, C_in, C_out]`
-/// - `bias`: `[C_out]`
-/// - `residual`, `y`: `[N, H, W, C_out]`
+/// - `y`: `[N, H, W, C_out]`
 ///
 /// # Panics
 /// If the filter is not 3×3 with stride 1 and padding 1, or if a slice has another length;
 /// likewise the gradients.
-pub fn forward(
-    conv: &Conv2d,
-    x: &[f32],
-    weight: &[f32],
-    bias: &[f32],
-    residual: Option<&[f32]>,
-    y: &mut [f32],
-    cpu: Cpu,
-) {
+pub fn forward(conv: &Conv2d, inputs: Inputs<'_>, y: &mut [f32], cpu: Cpu) {
+    let Inputs {
+        x,
+        weight,
+        bias,
+        residual,
+    } = inputs;
     check(conv, x.len(), weight.len(), y.len());
     assert_eq!(bias.len(), conv.c_out);
     assert!(residual.is_none_or(|residual| residual.len() == y.len()));

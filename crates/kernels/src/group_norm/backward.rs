@@ -3,14 +3,15 @@
 use super::columns::{Backward, Sums, for_all};
 use super::{Gradients, GroupNorm, Inputs};
 use crate::cpu::{Cpu, Shared};
+use crate::element::Element;
 
 impl GroupNorm {
     /// Computes the gradients, given that of `y` and the moments that the forward pass returned.
-    pub fn backward(
+    pub fn backward<Y: Element>(
         &self,
         inputs: Inputs<'_>,
         moments: &[f32],
-        d_y: &[f32],
+        d_y: &[Y],
         gradients: Gradients<'_>,
         cpu: Cpu,
     ) {
@@ -47,11 +48,11 @@ impl GroupNorm {
         });
     }
 
-    fn image_backward(
+    fn image_backward<Y: Element>(
         &self,
         inputs: Inputs<'_>,
         moments: &[f32],
-        d_y: &[f32],
+        d_y: &[Y],
         gradients: Gradients<'_>,
         cpu: Cpu,
     ) {
@@ -125,11 +126,11 @@ impl GroupNorm {
 
     /// Writes the gradient before the activation into `d_u`, source by source, and returns, per
     /// tile, its sums and its sums times the normalized input, `[n_tiles, 2, C]`.
-    fn backward_sums(
+    fn backward_sums<Y: Element>(
         &self,
         inputs: &Inputs<'_>,
         moments: &[f32],
-        d_y: &[f32],
+        d_y: &[Y],
         d_u: &[Shared<'_>; 2],
         cpu: Cpu,
     ) -> Vec<f32> {

@@ -4,10 +4,10 @@
 //! the same operations in whatever part its column is.
 
 use super::{Activation, TILE};
-use crate::cache::{prefetch_line, prefetch_to_write};
+use crate::cache::{line, prefetch_line, prefetch_to_write};
 use crate::cpu::MulAdd;
+use crate::element::Element;
 use crate::elementwise::{sigmoid, silu_slope};
-use crate::scratch::LINE;
 
 /// What is done with the rows of a tile.
 pub(super) trait Columns {
@@ -30,17 +30,17 @@ pub(super) fn for_all(width: usize, work: &mut impl Columns) {
 
 /// Asks for what is a tile further on, while there is arithmetic to do: the next tile, mostly.
 #[inline(always)]
-fn prefetch_next_tile(row: &[f32]) {
-    for line in row.chunks(LINE) {
-        prefetch_line(line.as_ptr().wrapping_add(TILE));
+fn prefetch_next_tile<X>(row: &[X]) {
+    for part in row.chunks(line::<X>()) {
+        prefetch_line(part.as_ptr().wrapping_add(TILE));
     }
 }
 
 /// The same for what will be written.
 #[inline(always)]
-fn prefetch_next_tile_to_write(row: &mut [f32]) {
-    for line in row.chunks_mut(LINE) {
-        prefetch_to_write(line.as_mut_ptr().wrapping_add(TILE));
+fn prefetch_next_tile_to_write<X>(row: &mut [X]) {
+    for part in row.chunks_mut(line::<X>()) {
+        prefetch_to_write(part.as_mut_ptr().wrapping_add(TILE));
     }
 }
 
@@ -96,20 +96,20 @@ impl Columns for Moments<'_> {
 }
 
 /// `y = act((x - mean) * slope + shift)`.
-pub(super) struct Forward<'a> {
+pub(super) struct Forward<'a, Y> {
     /// `[positions, width]`.
     pub(super) x: &'a [f32],
     /// Mean, slope and shift, `width` each.
     pub(super) lines: [&'a [f32]; 3],
     /// Written, rows of `y_width` of which `width` from `y_first` on.
-    pub(super) y: &'a mut [f32],
+    pub(super) y: &'a mut [Y],
     pub(super) y_width: usize,
     pub(super) y_first: usize,
     pub(super) activation: Activation,
     pub(super) mul_add: MulAdd,
 }
 
-impl Columns for Forward<'_> {
+impl<Y: Element> Columns for Forward<'_, Y> {
     #[inline(always)]
     fn run<const N: usize>(&mut self, first: usize) {
         let mul_add = self.mul_add;
@@ -130,7 +130,7 @@ impl Columns for Forward<'_> {
     }
 }
 
-impl Forward<'_> {
+impl<Y: Element> Forward<'_, Y> {
     #[inline(always)]
     fn rows<const N: usize>(&mut self, first: usize, act: impl Fn(f32) -> f32) {
         let width = self.lines[0].len();
@@ -143,18 +143,18 @@ impl Forward<'_> {
             prefetch_next_tile_to_write(y);
             let line = mean.iter().zip(&slope).zip(&shift);
             for ((y, x), ((mean, slope), shift)) in y.iter_mut().zip(x).zip(line) {
-                *y = act(self.mul_add.run(x - mean, *slope, *shift));
+                *y = Y::round(act(self.mul_add.run(x - mean, *slope, *shift)));
             }
         }
     }
 }
 
 /// The gradient before the activation, its sums and its sums times the normalized input.
-pub(super) struct Sums<'a> {
+pub(super) struct Sums<'a, Y> {
     /// `[positions, width]`.
     pub(super) x: &'a [f32],
     /// Rows of `y_width` of which `width` from `y_first` on.
-    pub(super) d_y: &'a [f32],
+    pub(super) d_y: &'a [Y],
     pub(super) y_width: usize,
     pub(super) y_first: usize,
     /// Mean, reciprocal deviation, slope and shift, `width` each.
@@ -167,7 +167,7 @@ pub(super) struct Sums<'a> {
     pub(super) mul_add: MulAdd,
 }
 
-impl Columns for Sums<'_> {
+impl<Y: Element> Columns for Sums<'_, Y> {
     #[inline(always)]
     fn run<const N: usize>(&mut self, first: usize) {
         let mul_add = self.mul_add;
@@ -188,7 +188,7 @@ impl Columns for Sums<'_> {
     }
 }
 
-impl Sums<'_> {
+impl<Y: Element> Sums<'_, Y> {
     #[inline(always)]
     fn rows<const N: usize>(&mut self, first: usize, slope_at: impl Fn(f32) -> f32) {
         let mul_add = self.mul_add;
@@ -211,7 +211,7 @@ impl Sums<'_> {
                 row.zip(line).zip(sums)
             {
                 let centered = x - mean;
-                *d_u = d_y * slope_at(mul_add.run(centered, *slope, *shift));
+                *d_u = d_y.widen() * slope_at(mul_add.run(centered, *slope, *shift));
                 *sum += *d_u;
                 *sum_centered = mul_add.run(*d_u, centered, *sum_centered);
             }

@@ -3,6 +3,7 @@
 use crate::amx::pack::TILE;
 use crate::amx::product::{BLOCK, STEP, STEP_BYTES, Side};
 use crate::amx::{Amx, SIDE};
+use crate::element::Element;
 use crate::scratch::Scratch;
 
 /// Floats of a step where steps follow each other.
@@ -55,7 +56,7 @@ impl Packing {
     }
 
     /// Left sides of sums over channels, in blocks of positions.
-    pub(super) fn rows<'a>(&self, row: impl Fn(usize) -> &'a [f32]) -> Packed {
+    pub(super) fn rows<'a, X: Element>(&self, row: impl Fn(usize) -> &'a [X]) -> Packed {
         let row_len = self.n_strips() * STEP / 2;
         let mut packed = self.packed(self.n_blocks(), BLOCK * row_len);
         for (i, into) in packed.pairs.chunks_exact_mut(row_len).enumerate() {
@@ -72,7 +73,7 @@ impl Packing {
     }
 
     /// Right sides of sums over channels, in blocks of positions.
-    pub(super) fn columns<'a>(&self, row: impl Fn(usize) -> &'a [f32]) -> Packed {
+    pub(super) fn columns<'a, X: Element>(&self, row: impl Fn(usize) -> &'a [X]) -> Packed {
         let mut packed = self.packed(self.n_blocks(), self.n_strips() * STEP_LEN);
         for (idx, step) in packed.pairs.chunks_exact_mut(STEP_LEN).enumerate() {
             let (block, strip) = (idx / self.n_strips(), idx % self.n_strips());
@@ -86,7 +87,7 @@ impl Packing {
     }
 
     /// Left sides of sums over positions, in strips of channels.
-    pub(super) fn column_pairs<'a>(&self, row: impl Fn(usize) -> &'a [f32]) -> Packed {
+    pub(super) fn column_pairs<'a, X: Element>(&self, row: impl Fn(usize) -> &'a [X]) -> Packed {
         let strip_len = self.n_blocks() * STEP_LEN;
         let mut packed = self.packed(self.n_strips(), strip_len);
         for (strip, into) in packed.pairs.chunks_exact_mut(strip_len).enumerate() {
@@ -98,7 +99,7 @@ impl Packing {
     }
 
     /// Right sides of sums over positions, in strips of channels.
-    pub(super) fn row_pairs<'a>(&self, row: impl Fn(usize) -> &'a [f32]) -> Packed {
+    pub(super) fn row_pairs<'a, X: Element>(&self, row: impl Fn(usize) -> &'a [X]) -> Packed {
         let strip_len = self.n_blocks() * STEP_LEN;
         let mut packed = self.packed_row_pairs(self.n_strips());
         for (strip, into) in packed.pairs.chunks_exact_mut(strip_len).enumerate() {
@@ -137,21 +138,26 @@ impl Packing {
     }
 
     /// A row, or nothing behind the last one.
-    fn row<'a>(&self, row: impl Fn(usize) -> &'a [f32], i: usize) -> &'a [f32] {
+    fn row<'a, X: Element>(&self, row: impl Fn(usize) -> &'a [X], i: usize) -> &'a [X] {
         if i < self.n_positions { row(i) } else { &[] }
     }
 
     /// The channels of a strip and those behind.
-    fn strip<'a>(&self, row: impl Fn(usize) -> &'a [f32], i: usize, strip: usize) -> &'a [f32] {
+    fn strip<'a, X: Element>(
+        &self,
+        row: impl Fn(usize) -> &'a [X],
+        i: usize,
+        strip: usize,
+    ) -> &'a [X] {
         self.row(row, i).get(strip * STEP..).unwrap_or_default()
     }
 
     /// The channels of a strip, two positions at a time.
-    fn position_pairs<'a>(
+    fn position_pairs<'a, X: Element>(
         &self,
-        row: impl Fn(usize) -> &'a [f32],
+        row: impl Fn(usize) -> &'a [X],
         strip: usize,
-    ) -> impl Iterator<Item = [&'a [f32]; 2]> {
+    ) -> impl Iterator<Item = [&'a [X]; 2]> {
         (0..self.n_positions)
             .step_by(2)
             .map(move |i| [i, i + 1].map(|i| self.strip(&row, i, strip)))

@@ -11,6 +11,7 @@ use super::{Conv2d, Pass};
 use crate::amx::product::{BLOCK, Block, STEP_BYTES, Side, Steps};
 use crate::amx::{Amx, Registers, SIDE};
 use crate::cpu::{Cpu, Shared};
+use crate::element::Element;
 use crate::gemm::Sum;
 use crate::scratch::Scratch;
 
@@ -36,20 +37,20 @@ const GROUP_LEN: usize = 9 * 160 * 160;
 const SUMS_LEN: usize = BLOCK * BLOCK;
 
 /// What the gradient is of.
-pub(super) struct WeightGradient<'a> {
+pub(super) struct WeightGradient<'a, X, Y> {
     picture: Picture,
     /// `[N, H, W, C_in]`.
-    x: &'a [f32],
+    x: &'a [X],
     c_in: usize,
     /// `[N, H, W, C_out]`.
-    d_y: &'a [f32],
+    d_y: &'a [Y],
     c_out: usize,
     amx: Amx,
     cpu: Cpu,
 }
 
-impl<'a> WeightGradient<'a> {
-    pub(super) fn new(conv: &Conv2d, [x, d_y]: [&'a [f32]; 2], amx: Amx, cpu: Cpu) -> Self {
+impl<'a, X: Element, Y: Element> WeightGradient<'a, X, Y> {
+    pub(super) fn new(conv: &Conv2d, (x, d_y): (&'a [X], &'a [Y]), amx: Amx, cpu: Cpu) -> Self {
         Self {
             picture: Picture::of(conv),
             x,
@@ -178,7 +179,7 @@ impl<'a> WeightGradient<'a> {
         2 * rows.max(4 * self.picture.margin_rows()).max(1)
     }
 
-    fn chunk(&self, rows: Range<usize>) -> Chunk<'_> {
+    fn chunk(&self, rows: Range<usize>) -> Chunk<'_, X, Y> {
         let slab_rows = rows.len().div_ceil(2);
         let n_outputs = slab_rows * self.picture.row_len();
         let n_steps = n_outputs.div_ceil(SIDE);
@@ -191,7 +192,7 @@ impl<'a> WeightGradient<'a> {
         }
     }
 
-    fn chunks(&self, rows: Range<usize>, most: usize) -> impl Iterator<Item = Chunk<'_>> {
+    fn chunks(&self, rows: Range<usize>, most: usize) -> impl Iterator<Item = Chunk<'_, X, Y>> {
         let end = rows.end;
         rows.step_by(most)
             .map(move |first| self.chunk(first..end.min(first + most)))
@@ -230,8 +231,8 @@ impl<'a> WeightGradient<'a> {
 }
 
 /// Rows whose products are added at a time, in two slabs: the pixels of a pair.
-struct Chunk<'a> {
-    of: &'a WeightGradient<'a>,
+struct Chunk<'a, X, Y> {
+    of: &'a WeightGradient<'a, X, Y>,
     rows: Range<usize>,
     slab_rows: usize,
     /// Positions of a slab that have outputs, and some to fill a step.
@@ -240,7 +241,7 @@ struct Chunk<'a> {
     steps: Steps,
 }
 
-impl Chunk<'_> {
+impl<X: Element, Y: Element> Chunk<'_, X, Y> {
     /// Positions of a slab that taps see.
     fn n_seen(&self) -> usize {
         self.n_positions + self.of.picture.surplus()
@@ -334,11 +335,11 @@ impl Chunk<'_> {
 }
 
 /// The channels of a strip at two positions; none between images.
-fn pixels<'a>(
-    images: &'a [f32],
+fn pixels<'a, T>(
+    images: &'a [T],
     channels: usize,
     strip: usize,
-) -> impl Fn((Option<usize>, Option<usize>)) -> [&'a [f32]; 2] {
+) -> impl Fn((Option<usize>, Option<usize>)) -> [&'a [T]; 2] {
     let strip = strip * BLOCK..channels.min((strip + 1) * BLOCK);
     move |(first, second)| {
         [first, second].map(|position| match position {

@@ -6,6 +6,7 @@ use super::Conv2d;
 use crate::amx::Amx;
 use crate::amx::product::{BLOCK, STEP};
 use crate::cpu::Shared;
+use crate::element::Element;
 use crate::scratch::LINE;
 
 /// Rows of all images, each image followed by a margin of zero rows and each row by zero columns.
@@ -154,7 +155,13 @@ impl Sheet {
     }
 
     /// Writes some rows, counted from the first that a filter sees.
-    pub(super) fn fill(&self, x: &[f32], into: &Shared<'_>, rows: Range<usize>, amx: Amx) {
+    pub(super) fn fill<X: Element>(
+        &self,
+        x: &[X],
+        into: &Shared<'_>,
+        rows: Range<usize>,
+        amx: Amx,
+    ) {
         let (picture, pixel_len) = (self.picture, self.pixel_len());
         let margin = picture.margin_columns();
         if rows.start == 0 {
