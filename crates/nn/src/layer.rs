@@ -6,9 +6,9 @@
 use candle_core::Var;
 
 use crate::Result;
-use crate::op::conv2d::{Filter, Geometry};
+use crate::op::conv2d::{Epilogue, Filter, Geometry};
 use crate::op::group_norm::{Activation, Affine, Options};
-use crate::op::{Joined, conv2d, group_norm};
+use crate::op::{Joined, Output, conv2d, group_norm};
 use crate::params::{Builder, Init, Kind};
 use crate::tape::Node;
 
@@ -85,7 +85,7 @@ impl Conv2d {
     /// [`Error::Candle`](crate::Error::Candle) if `x` is not `[N, H, W, C_in]`, the stride is 0, or
     /// the padded image is smaller than the filter.
     pub fn forward(&self, x: impl Into<Joined>) -> Result<Node> {
-        self.apply(x, None)
+        self.apply(x, Epilogue::default())
     }
 
     /// [`Self::forward`] plus `residual`, which is shaped like its result.
@@ -93,16 +93,16 @@ impl Conv2d {
     /// # Errors
     /// As for [`Self::forward`], and if `residual` has another shape.
     pub fn forward_onto(&self, x: &Node, residual: &Node) -> Result<Node> {
-        self.apply(x, Some(residual))
+        self.apply(x, Epilogue::onto(residual))
     }
 
-    fn apply(&self, x: impl Into<Joined>, residual: Option<&Node>) -> Result<Node> {
+    fn apply(&self, x: impl Into<Joined>, epilogue: Epilogue<'_>) -> Result<Node> {
         let x = x.into();
         let filter = Filter {
             weight: &x.tape().param(&self.weight),
             bias: &x.tape().param(&self.bias),
         };
-        conv2d::conv2d(x, filter, self.geometry, residual)
+        conv2d::conv2d(x, filter, self.geometry, epilogue)
     }
 }
 
@@ -111,6 +111,7 @@ impl Conv2d {
 pub struct Linear {
     weight: Var,
     bias: Var,
+    output: Output,
 }
 
 impl Linear {
@@ -127,6 +128,7 @@ impl Linear {
         Ok(Self {
             weight: builder.param("weight", Kind::Linear, &[c_out, c_in], init)?,
             bias: builder.param("bias", Kind::Vector, &[c_out], init)?,
+            output: Output::default(),
         })
     }
 
@@ -144,7 +146,15 @@ impl Linear {
         Ok(Self {
             weight: builder.param("weight", Kind::Conv1d, &[c_out, c_in, 1], init)?,
             bias: builder.param("bias", Kind::Vector, &[c_out], init)?,
+            output: Output::default(),
         })
+    }
+
+    /// The same, whose output only products read: see [`Output::ForProducts`].
+    #[must_use]
+    pub fn for_products(self) -> Self {
+        let output = Output::ForProducts;
+        Self { output, ..self }
     }
 
     /// `[.., C_in]` to `[.., C_out]`.
@@ -168,7 +178,11 @@ impl Linear {
             weight: &x.tape().param(&self.weight),
             bias: &x.tape().param(&self.bias),
         };
-        conv2d::linear(x, filter, residual)
+        let epilogue = Epilogue {
+            residual,
+            output: self.output,
+        };
+        conv2d::linear(x, filter, epilogue)
     }
 }
 
@@ -178,6 +192,7 @@ pub struct GroupNorm {
     weight: Var,
     bias: Var,
     activation: Activation,
+    output: Output,
 }
 
 impl GroupNorm {
@@ -194,7 +209,15 @@ impl GroupNorm {
             weight: builder.param("weight", Kind::Vector, &[channels], Init::Ones)?,
             bias: builder.param("bias", Kind::Vector, &[channels], Init::Zeros)?,
             activation,
+            output: Output::default(),
         })
+    }
+
+    /// The same, whose output only products read: see [`Output::ForProducts`].
+    #[must_use]
+    pub fn for_products(self) -> Self {
+        let output = Output::ForProducts;
+        Self { output, ..self }
     }
 
     /// `[N, H, W, C]` to the same.
@@ -232,6 +255,7 @@ impl GroupNorm {
         let options = Options {
             n_groups: N_GROUPS,
             activation: self.activation,
+            output: self.output,
         };
         group_norm::group_norm(x, affine, options)
     }

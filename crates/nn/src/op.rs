@@ -1,6 +1,7 @@
 //! The differentiable ops: each with a plain candle composition and a CPU kernel of the same values.
 //!
-//! An op takes the kernel where tensors are f32 on the CPU, and the composition everywhere else.
+//! An op takes the kernel where tensors are f32 on the CPU, and the composition everywhere else. What
+//! stands between a norm and the product that reads it may be bf16, too.
 
 pub mod attention;
 pub mod conv2d;
@@ -11,27 +12,50 @@ mod joined;
 pub mod loss;
 pub mod resample;
 
-use candle_core::{CpuStorage, Layout, Tensor, Var};
+use candle_core::{CpuStorage, DType, Layout, Tensor, Var, WithDType};
 pub use joined::Joined;
+use p2_kernels::Element;
 
-use crate::Result;
 use crate::tape::{Node, has_kernel};
+use crate::{Cpu, Result};
 
-/// The elements of a contiguous f32 tensor on the CPU.
-pub(crate) fn slice<'a>(
+/// The type of what an op writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Output {
+    /// f32.
+    #[default]
+    Whole,
+    /// For convolutions, linear layers and attention alone, perhaps after resampling or dropout: bf16
+    /// where those round to it, f32 elsewhere. It moves and keeps half the bytes.
+    ForProducts,
+}
+
+impl Output {
+    fn is_bf16(self, cpu: Cpu) -> bool {
+        self == Self::ForProducts && cpu.reads_bf16()
+    }
+}
+
+/// A type of elements that tensors and kernels have.
+trait Number: Element + WithDType {}
+
+impl<T: Element + WithDType> Number for T {}
+
+/// The elements of a contiguous tensor on the CPU.
+pub(crate) fn slice<'a, E: WithDType>(
     storage: &'a CpuStorage,
     layout: &Layout,
-) -> candle_core::Result<&'a [f32]> {
+) -> candle_core::Result<&'a [E]> {
     match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        Some((start, end)) => Ok(&storage.as_slice::<E>()?[start..end]),
         None => candle_core::bail!("a kernel needs contiguous tensors, not {layout:?}"),
     }
 }
 
 /// Calls `f` with the elements of CPU tensors.
-fn with_slices<const N: usize, T>(
+fn with_slices<E: Number, const N: usize, T>(
     tensors: [&Tensor; N],
-    f: impl FnOnce([&[f32]; N]) -> Result<T>,
+    f: impl FnOnce([&[E]; N]) -> Result<T>,
 ) -> Result<T> {
     let mut contiguous = Vec::with_capacity(N);
     for tensor in tensors {
@@ -56,7 +80,10 @@ fn with_slices<const N: usize, T>(
 }
 
 /// A CPU tensor whose elements `write` sets, all of them.
-fn written(shape: impl Into<candle_core::Shape>, write: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+fn written<E: Number>(
+    shape: impl Into<candle_core::Shape>,
+    write: impl FnOnce(&mut [E]),
+) -> Result<Tensor> {
     let shape = shape.into();
     let mut values = p2_kernels::memory::unfilled(shape.elem_count());
     write(&mut values);
@@ -104,7 +131,17 @@ pub(crate) fn composed<const N: usize>(
     }))
 }
 
-/// Whether all inputs can go to a CPU kernel.
+/// Whether all inputs can go to any CPU kernel: they are f32.
 fn on_kernels(inputs: &[&Node]) -> bool {
     inputs.iter().all(|input| has_kernel(input.value()))
+}
+
+/// Whether an input can go to a CPU kernel that takes bf16, too.
+fn is_f32_or_bf16(input: &Node) -> bool {
+    let value = input.value();
+    has_kernel(value) || is_bf16(value) && value.device().is_cpu()
+}
+
+fn is_bf16(tensor: &Tensor) -> bool {
+    tensor.dtype() == DType::BF16
 }

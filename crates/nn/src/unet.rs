@@ -77,7 +77,8 @@ impl UNet {
         let config = encoder.config();
         let output_blocks = output_blocks(config, &mut root.at("output_blocks"), skip_channels)?;
         let first = config.level_channels(0);
-        let out_norm = GroupNorm::new(&mut root.at("out.0"), first, Activation::Silu)?;
+        let out_norm =
+            GroupNorm::new(&mut root.at("out.0"), first, Activation::Silu)?.for_products();
         let size = ConvSize {
             c_in: first,
             c_out: config.out_channels,

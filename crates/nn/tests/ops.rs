@@ -3,13 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use candle_core::{DType, Device, Tensor, Var};
-use p2_nn::op::Joined;
 use p2_nn::op::attention::{self, Order};
-use p2_nn::op::conv2d::{self, Filter, Geometry};
+use p2_nn::op::conv2d::{self, Epilogue, Filter, Geometry};
 use p2_nn::op::dropout::{Piece, dropout};
 use p2_nn::op::elementwise;
 use p2_nn::op::group_norm::{self, Activation, Affine};
 use p2_nn::op::resample;
+use p2_nn::op::{Joined, Output};
 use p2_nn::tape::checkpoint;
 use p2_nn::{Cpu, Node, Recompute, Result, Tape, Threads};
 
@@ -83,14 +83,21 @@ fn convolutions() {
         check(
             "conv2d",
             &[x.clone(), weight.clone(), bias.clone()],
-            |[x, weight, bias]| conv2d::conv2d(x, Filter { weight, bias }, geometry, None),
+            |[x, weight, bias]| {
+                conv2d::conv2d(x, Filter { weight, bias }, geometry, Epilogue::default())
+            },
             |[x, weight, bias]| conv2d::conv2d_reference(x, weight, bias, geometry),
         );
         check(
             "conv2d onto a residual",
             &[x, weight, bias, residual],
             |[x, weight, bias, residual]| {
-                conv2d::conv2d(x, Filter { weight, bias }, geometry, Some(residual))
+                conv2d::conv2d(
+                    x,
+                    Filter { weight, bias },
+                    geometry,
+                    Epilogue::onto(residual),
+                )
             },
             |[x, weight, bias, residual]| {
                 conv2d::conv2d_reference(x, weight, bias, geometry)? + residual
@@ -105,7 +112,9 @@ fn convolutions() {
             var(&[5], 0.3),
             var(&[3, 2, 5], 0.4),
         ],
-        |[x, weight, bias, residual]| conv2d::linear(x, Filter { weight, bias }, Some(residual)),
+        |[x, weight, bias, residual]| {
+            conv2d::linear(x, Filter { weight, bias }, Epilogue::onto(residual))
+        },
         |[x, weight, bias, residual]| x.broadcast_matmul(weight)?.broadcast_add(bias)? + residual,
     );
 }
@@ -115,6 +124,7 @@ fn group_norms() {
     for activation in [Activation::Identity, Activation::Silu] {
         for (h, w, c, n_groups) in [(3, 4, 64, 32), (5, 3, 6, 2), (2, 2, 32, 32)] {
             let options = group_norm::Options {
+                output: Output::Whole,
                 n_groups,
                 activation,
             };
@@ -178,6 +188,7 @@ fn group_norms_of_joined_values() {
     for (channels, n_groups) in PAIRS {
         let c = channels[0] + channels[1];
         let options = group_norm::Options {
+            output: Output::Whole,
             n_groups,
             activation: Activation::Silu,
         };
@@ -247,7 +258,12 @@ fn convolutions_of_joined_values() {
             &inputs,
             |[a, b, weight, bias, residual]| {
                 let x = Joined::new(a.clone(), b.clone())?;
-                conv2d::conv2d(x, Filter { weight, bias }, geometry, Some(residual))
+                conv2d::conv2d(
+                    x,
+                    Filter { weight, bias },
+                    geometry,
+                    Epilogue::onto(residual),
+                )
             },
             |[a, b, weight, bias, residual]| {
                 let x = Tensor::cat(&[a, b], 3)?;
@@ -260,7 +276,7 @@ fn convolutions_of_joined_values() {
             &[a, b, weight, bias],
             |[a, b, weight, bias]| {
                 let x = Joined::new(a.clone(), b.clone())?;
-                conv2d::conv2d(x, Filter { weight, bias }, geometry, None)
+                conv2d::conv2d(x, Filter { weight, bias }, geometry, Epilogue::default())
             },
             |[a, b, weight, bias]| {
                 let x = Tensor::cat(&[a, b], 3)?;
@@ -290,6 +306,7 @@ fn joined_values_of_another_type_go_through_the_compositions() {
             scale_shift: None,
         };
         let options = group_norm::Options {
+            output: Output::Whole,
             n_groups: 2,
             activation: Activation::Silu,
         };
@@ -300,8 +317,8 @@ fn joined_values_of_another_type_go_through_the_compositions() {
         let x = Joined::new(a.clone(), b.clone()).unwrap();
         let norm = group_norm::group_norm(&x, affine, options).unwrap();
         let filter = Filter { weight, bias };
-        let y = conv2d::conv2d(x, filter, geometry, None).unwrap();
-        let y = conv2d::conv2d(&norm, filter, geometry, Some(&y)).unwrap();
+        let y = conv2d::conv2d(x, filter, geometry, Epilogue::default()).unwrap();
+        let y = conv2d::conv2d(&norm, filter, geometry, Epilogue::onto(&y)).unwrap();
         let found = y.backward(y.value()).unwrap();
         let d = [a, b, weight, scale, bias].map(|node| found.of(node).unwrap().clone());
         d.map(|d| d.to_dtype(DType::F32).unwrap())
@@ -314,7 +331,11 @@ fn joined_values_of_another_type_go_through_the_compositions() {
 #[test]
 fn attention_in_both_orders() {
     for order in [Order::HeadMajor, Order::KindMajor] {
-        let options = attention::Options { n_heads: 2, order };
+        let options = attention::Options {
+            n_heads: 2,
+            order,
+            output: Output::Whole,
+        };
         check(
             "attention",
             &[var(&[2, 9, 3 * 2 * 5], 0.1)],
@@ -447,7 +468,7 @@ fn a_block_that_is_run_twice_has_the_same_gradients() {
                 stride: 1,
                 padding: 1,
             };
-            conv2d::conv2d(&elementwise::silu(x)?, filter, geometry, Some(x))
+            conv2d::conv2d(&elementwise::silu(x)?, filter, geometry, Epilogue::onto(x))
         })
         .unwrap();
         let found = y.backward(y.value()).unwrap();
@@ -480,10 +501,16 @@ fn wrong_shapes_are_errors() {
             residual,
         )
     };
-    assert!(conv(&weight, None).is_err());
-    assert!(conv(&good, Some(&x)).is_err());
-    assert!(conv(&good, None).unwrap().backward(x.value()).is_err());
+    assert!(conv(&weight, Epilogue::default()).is_err());
+    assert!(conv(&good, Epilogue::onto(&x)).is_err());
+    assert!(
+        conv(&good, Epilogue::default())
+            .unwrap()
+            .backward(x.value())
+            .is_err()
+    );
     let options = group_norm::Options {
+        output: Output::Whole,
         n_groups: 2,
         activation: Activation::Silu,
     };
@@ -504,7 +531,7 @@ fn wrong_shapes_are_errors() {
             weight,
             bias: &bias,
         };
-        assert!(conv2d::conv2d(&five, filter, geometry, None).is_err());
+        assert!(conv2d::conv2d(&five, filter, geometry, Epilogue::default()).is_err());
     }
     assert!(elementwise::add(&x, &weight).is_err());
     assert!(elementwise::rows(&node(&[2, 2]), &[2]).is_err());

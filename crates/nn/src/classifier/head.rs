@@ -5,8 +5,8 @@ use candle_core::{D, Tensor, Var};
 use super::Pool;
 use crate::layer::{Conv2d, ConvSize, GroupNorm, Linear, Start};
 use crate::op::attention::{Options, Order, attention};
-use crate::op::composed;
 use crate::op::group_norm::Activation;
+use crate::op::{Output, composed};
 use crate::params::{Builder, Init, Kind};
 use crate::tape::Node;
 use crate::{Result, UNetConfig};
@@ -174,6 +174,7 @@ impl AttentionPool {
         let options = Options {
             n_heads: self.n_heads,
             order: Order::KindMajor,
+            output: Output::Whole,
         };
         let attended = attention(&self.qkv_proj.forward(&tokens)?, options)?; // [N, 1 + S S, C]
         let first = composed("pool", [&attended], |[x]| x.narrow(1, 0, 1)?.squeeze(1))?;

@@ -2,10 +2,14 @@
 
 use candle_core::{D, Tensor};
 use p2_kernels::conv2d::{Conv2d as Sizes, Groups, Inputs, JoinedConv2d, JoinedInputs};
+use p2_kernels::element::bf16;
 
-use super::{Joined, composed, on_kernels, shape_error, with_slices, written};
-use crate::Result;
+use super::{
+    Joined, Number, Output, composed, is_bf16, is_f32_or_bf16, on_kernels, shape_error,
+    with_slices, written,
+};
 use crate::tape::{Node, Saved};
+use crate::{Cpu, Result};
 
 /// Distance of output positions and width of the zeros around the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +29,31 @@ pub struct Filter<'a> {
     pub bias: &'a Node,
 }
 
-/// `x * weight + bias`, plus `residual` if there is one.
+/// What happens to a product before it is written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// Added, shaped like the result; f32.
+    pub residual: Option<&'a Node>,
+    /// In which type it is written.
+    pub output: Output,
+}
+
+impl<'a> Epilogue<'a> {
+    /// Adds `residual`.
+    pub fn onto(residual: &'a Node) -> Self {
+        let residual = Some(residual);
+        Self {
+            residual,
+            ..Self::default()
+        }
+    }
+}
+
+/// `x * weight + bias`, plus the residual if there is one.
 ///
 /// # Shapes
-/// - `x`: `[N, H, W, C_in]`; with a 1×1 kernel two sources are read where they are
-/// - `residual` and what is returned: `[N, H', W', C_out]` with `H' = (H + 2 padding - K) / stride + 1`
+/// - `x`: `[N, H, W, C_in]`, f32 or bf16; with a 1×1 kernel two sources of f32 are read where they are
+/// - the residual and what is returned: `[N, H', W', C_out]` with `H' = (H + 2 padding - K) / stride + 1`
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -37,8 +61,9 @@ pub fn conv2d(
     x: impl Into<Joined>,
     filter: Filter<'_>,
     geometry: Geometry,
-    residual: Option<&Node>,
+    epilogue: Epilogue<'_>,
 ) -> Result<Node> {
+    let residual = epilogue.residual;
     let Filter { weight, bias } = filter;
     let x = x.into();
     let (n, h, w, c_in) = x.shape().dims4()?;
@@ -50,23 +75,25 @@ pub fn conv2d(
         let dims = residual.dims();
         return Err(shape_error(format_args!("residual {dims:?} of {sizes:?}")));
     }
+    let others: Vec<_> = [weight, bias].into_iter().chain(residual).collect();
     if x.second.is_some()
         && let Some(conv) = sizes.joined(x.first.value().dim(D::Minus1)?)
-        && on_kernels(
-            &x.iter()
-                .chain([weight, bias])
-                .chain(residual)
-                .collect::<Vec<_>>(),
-        )
+        && on_kernels(&others)
+        && on_kernels(&x.iter().collect::<Vec<_>>())
     {
         return recorded_joined(&x, filter, conv, y_dims, residual);
     }
     let x = &x.into_node()?;
+    if is_f32_or_bf16(x) && on_kernels(&others) {
+        let to_bf16 = epilogue.output.is_bf16(x.tape().cpu());
+        return match (is_bf16(x.value()), to_bf16) {
+            (false, false) => recorded::<f32, f32>(x, filter, sizes, residual),
+            (false, true) => recorded::<f32, bf16>(x, filter, sizes, residual),
+            (true, false) => recorded::<bf16, f32>(x, filter, sizes, residual),
+            (true, true) => recorded::<bf16, bf16>(x, filter, sizes, residual),
+        };
+    }
     match residual {
-        None if on_kernels(&[x, weight, bias]) => recorded(x, filter, sizes, None),
-        Some(residual) if on_kernels(&[x, weight, bias, residual]) => {
-            recorded(x, filter, sizes, Some(residual))
-        }
         None => composed("conv", [x, weight, bias], |[x, weight, bias]| {
             conv2d_reference(x, weight, bias, geometry)
         }),
@@ -122,16 +149,16 @@ pub fn conv2d_reference(
     y.permute((0, 2, 3, 1))?.contiguous()?.broadcast_add(bias) // [N, H', W', C_out]
 }
 
-/// `x weight + bias` on the last axis, plus `residual` if there is one.
+/// `x weight + bias` on the last axis, plus the residual if there is one.
 ///
 /// # Shapes
 /// - `x`: `[.., C_in]`
 /// - `filter.weight`: `[C_in, C_out]`
-/// - `residual` and what is returned: `[.., C_out]`
+/// - the residual and what is returned: `[.., C_out]`
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn linear(x: &Node, filter: Filter<'_>, residual: Option<&Node>) -> Result<Node> {
+pub fn linear(x: &Node, filter: Filter<'_>, epilogue: Epilogue<'_>) -> Result<Node> {
     let (c_in, c_out) = filter.weight.value().dims2()?;
     let mut shape = x.dims().to_vec();
     if shape.pop() != Some(c_in) {
@@ -142,7 +169,7 @@ pub fn linear(x: &Node, filter: Filter<'_>, residual: Option<&Node>) -> Result<N
     }
     let n = shape.iter().product::<usize>();
     shape.push(c_out);
-    let residual = match residual {
+    let residual = match epilogue.residual {
         Some(residual) if residual.dims() == shape => Some(residual.reshape((n, 1, 1, c_out))?),
         Some(residual) => {
             let dims = residual.dims();
@@ -161,11 +188,15 @@ pub fn linear(x: &Node, filter: Filter<'_>, residual: Option<&Node>) -> Result<N
         padding: 0,
     };
     let x = x.reshape((n, 1, 1, c_in))?;
-    conv2d(&x, filter, geometry, residual.as_ref())?.reshape(shape)
+    let epilogue = Epilogue {
+        residual: residual.as_ref(),
+        ..epilogue
+    };
+    conv2d(&x, filter, geometry, epilogue)?.reshape(shape)
 }
 
-/// The kernel on the tape.
-fn recorded(
+/// The kernel on the tape, from type X to type Y.
+fn recorded<X: Number, Y: Number>(
     x: &Node,
     Filter { weight, bias }: Filter<'_>,
     sizes: Sizes,
@@ -177,19 +208,9 @@ fn recorded(
         [3, 3] => "conv 3x3",
         _ => "conv",
     };
-    let y_shape = (sizes.n, sizes.out_h(), sizes.out_w(), sizes.c_out);
-    let added = residual.unwrap_or(bias).value(); // read as a residual only if there is one
     let value = x.tape().forward(name, || {
-        let tensors = [x.value(), weight.value(), bias.value(), added];
-        with_slices(tensors, |[x, weight, bias, added]| {
-            let inputs = Inputs {
-                x,
-                weight,
-                bias,
-                residual: residual.map(|_| added),
-            };
-            written(y_shape, |y| sizes.forward(inputs, y, cpu))
-        })
+        let params = [weight.value(), bias.value()];
+        forward::<X, Y>(x.value(), params, residual.map(Node::value), sizes, cpu)
     })?;
     let mut inputs = vec![x, weight, bias];
     inputs.extend(residual);
@@ -201,18 +222,22 @@ fn recorded(
     let weight = weight.value().clone();
     let node = x.tape().record(name, &inputs, value, move |d_y, sums| {
         if slots[0].is_some() {
-            let d_x = with_slices([&weight, d_y.tensor()], |[weight, d_y]| {
-                let shape = (sizes.n, sizes.h, sizes.w, sizes.c_in);
-                written(shape, |d_x| sizes.backward_input(d_y, weight, d_x, cpu))
+            let d_x = with_slices::<Y, _, _>([d_y.tensor()], |[d_y]| {
+                with_slices([&weight], |[weight]| {
+                    let shape = (sizes.n, sizes.h, sizes.w, sizes.c_in);
+                    written::<X>(shape, |d_x| sizes.backward_input(d_y, weight, d_x, cpu))
+                })
             })?;
             sums.add(slots[0], d_x)?;
         }
         if let Some(saved) = saved {
             let x = saved.get()?;
             let mut d_bias = vec![0.0; sizes.c_out];
-            let d_weight = with_slices([&x, d_y.tensor()], |[x, d_y]| {
-                written(weight.shape(), |d_weight| {
-                    sizes.backward_weight(x, d_y, d_weight, &mut d_bias, cpu);
+            let d_weight = with_slices::<X, _, _>([&x], |[x]| {
+                with_slices::<Y, _, _>([d_y.tensor()], |[d_y]| {
+                    written(weight.shape(), |d_weight| {
+                        sizes.backward_weight(x, d_y, d_weight, &mut d_bias, cpu);
+                    })
                 })
             })?;
             sums.add(slots[1], d_weight)?;
@@ -221,6 +246,28 @@ fn recorded(
         sums.pass(residual, d_y)
     });
     Ok(node)
+}
+
+fn forward<X: Number, Y: Number>(
+    x: &Tensor,
+    [weight, bias]: [&Tensor; 2],
+    residual: Option<&Tensor>,
+    sizes: Sizes,
+    cpu: Cpu,
+) -> Result<Tensor> {
+    let y_shape = (sizes.n, sizes.out_h(), sizes.out_w(), sizes.c_out);
+    let added = residual.unwrap_or(bias); // read as a residual only if there is one
+    with_slices::<X, _, _>([x], |[x]| {
+        with_slices([weight, bias, added], |[weight, bias, added]| {
+            let inputs = Inputs {
+                x,
+                weight,
+                bias,
+                residual: residual.map(|_| added),
+            };
+            written::<Y>(y_shape, |y| sizes.forward(inputs, y, cpu))
+        })
+    })
 }
 
 /// The kernel of two sources on the tape.

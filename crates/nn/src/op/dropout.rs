@@ -5,8 +5,9 @@ use std::rc::Rc;
 use candle_core::Tensor;
 use p2_kernels::dropout::Mask;
 pub use p2_kernels::dropout::Piece;
+use p2_kernels::element::bf16;
 
-use super::{composed, on_kernels, with_slices, written};
+use super::{Number, composed, is_bf16, is_f32_or_bf16, with_slices, written};
 use crate::tape::Node;
 use crate::{Cpu, Result};
 
@@ -26,7 +27,7 @@ pub fn dropout(x: &Node, kept: f32, fill: impl Fn(Piece, &mut [u8]) + Sync) -> R
     let n = x.dims().first().copied().unwrap_or(1);
     let size = [n, x.value().elem_count().checked_div(n).unwrap_or(0)];
     let mask = tape.forward(NAME, || Ok(Mask::new(size, kept, cpu, fill)))?;
-    if !on_kernels(&[x]) {
+    if !is_f32_or_bf16(x) {
         let (device, dtype) = (x.value().device(), x.value().dtype());
         let factors = Tensor::from_vec(mask.factors(), x.dims(), device)?.to_dtype(dtype)?;
         return composed(NAME, [x], |[x]| x * &factors);
@@ -42,7 +43,14 @@ pub fn dropout(x: &Node, kept: f32, fill: impl Fn(Piece, &mut [u8]) + Sync) -> R
 }
 
 fn apply(mask: &Mask, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
-    with_slices([x], |[values]| {
-        written(x.shape(), |y| mask.apply(values, y, cpu))
-    })
+    fn typed<X: Number>(mask: &Mask, x: &Tensor, cpu: Cpu) -> Result<Tensor> {
+        with_slices::<X, _, _>([x], |[values]| {
+            written(x.shape(), |y| mask.apply(values, y, cpu))
+        })
+    }
+    if is_bf16(x) {
+        typed::<bf16>(mask, x, cpu)
+    } else {
+        typed::<f32>(mask, x, cpu)
+    }
 }

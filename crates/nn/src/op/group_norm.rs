@@ -3,10 +3,13 @@
 use std::rc::Rc;
 
 use candle_core::{D, Device, Tensor};
+use p2_kernels::element::bf16;
 pub use p2_kernels::group_norm::Activation;
 use p2_kernels::group_norm::{Gradients, GroupNorm as Sizes, Inputs};
 
-use super::{Joined, composed, on_kernels, shape_error, with_slices, written};
+use super::{
+    Joined, Number, Output, composed, is_bf16, on_kernels, shape_error, with_slices, written,
+};
 use crate::tape::{Node, Saved};
 use crate::{Cpu, Result};
 
@@ -17,6 +20,8 @@ pub struct Options {
     pub n_groups: usize,
     /// What follows.
     pub activation: Activation,
+    /// In which type it is written.
+    pub output: Output,
 }
 
 /// What a norm multiplies by and adds.
@@ -43,7 +48,7 @@ impl<'a> Affine<'a> {
 ///
 /// # Shapes
 /// - `x`: `[N, H, W, C]`; two sources are read where they are, and a group may have channels of both
-/// - returns: like `x`, as one
+/// - returns: like `x`, as one, in the type that [`Output`] says
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -80,6 +85,7 @@ pub fn group_norm(x: impl Into<Joined>, affine: Affine<'_>, options: Options) ->
             n_groups,
             activation: options.activation,
         },
+        output: options.output,
         cpu: x.tape().cpu(),
     };
     if on_kernels(&affine.inputs(&x)) {
@@ -140,6 +146,7 @@ pub fn group_norm_reference(
 #[derive(Clone, Copy)]
 struct Norm {
     sizes: Sizes,
+    output: Output,
     cpu: Cpu,
 }
 
@@ -195,10 +202,22 @@ impl Norm {
     }
 
     fn forward(self, x: &Joined<Tensor>, folded: &Folded) -> Result<(Tensor, Vec<f32>)> {
+        if self.output.is_bf16(self.cpu) {
+            self.forward_to::<bf16>(x, folded)
+        } else {
+            self.forward_to::<f32>(x, folded)
+        }
+    }
+
+    fn forward_to<Y: Number>(
+        self,
+        x: &Joined<Tensor>,
+        folded: &Folded,
+    ) -> Result<(Tensor, Vec<f32>)> {
         let mut moments = Vec::new();
         let y = x.with_slices(|x_values| {
             let inputs = folded.inputs(x_values);
-            written(x.shape(), |y| {
+            written::<Y>(x.shape(), |y| {
                 moments = self.sizes.forward(inputs, y, self.cpu);
             })
         })?;
@@ -212,11 +231,25 @@ impl Norm {
         moments: &[f32],
         d_y: &Tensor,
     ) -> Result<(Joined<Tensor>, Folded)> {
+        if is_bf16(d_y) {
+            self.backward_from::<bf16>(x, folded, moments, d_y)
+        } else {
+            self.backward_from::<f32>(x, folded, moments, d_y)
+        }
+    }
+
+    fn backward_from<Y: Number>(
+        self,
+        x: &Joined<Tensor>,
+        folded: &Folded,
+        moments: &[f32],
+        d_y: &Tensor,
+    ) -> Result<(Joined<Tensor>, Folded)> {
         let mut d_folded = Folded {
             scale: vec![0.0; folded.scale.len()],
             shift: vec![0.0; folded.shift.len()],
         };
-        let d_x = with_slices([d_y], |[d_y]| {
+        let d_x = with_slices::<Y, _, _>([d_y], |[d_y]| {
             x.with_slices(|x_values| {
                 x.shapes().written(|d_x| {
                     let gradients = Gradients {

@@ -1,9 +1,10 @@
 //! 2×2 average pooling and 2× nearest-neighbour upsampling.
 
 use candle_core::Tensor;
+use p2_kernels::element::bf16;
 use p2_kernels::resample::Resample as Sizes;
 
-use super::{composed, on_kernels, shape_error, with_slices, written};
+use super::{Number, composed, is_bf16, is_f32_or_bf16, shape_error, with_slices, written};
 use crate::tape::Node;
 use crate::{Cpu, Result};
 
@@ -19,7 +20,7 @@ pub fn avg_pool2(x: &Node) -> Result<Node> {
             "cannot halve the odd size of {dims:?}"
         )));
     }
-    if !on_kernels(&[x]) {
+    if !is_f32_or_bf16(x) {
         return composed("resample", [x], |[x]| avg_pool2_reference(x));
     }
     let sizes = Sizes { n, h, w, c };
@@ -45,7 +46,7 @@ pub fn avg_pool2_reference(x: &Tensor) -> candle_core::Result<Tensor> {
 /// If `x` is no image tensor.
 pub fn upsample2(x: &Node) -> Result<Node> {
     let (n, h, w, c) = x.value().dims4()?;
-    if !on_kernels(&[x]) {
+    if !is_f32_or_bf16(x) {
         return composed("resample", [x], |[x]| upsample2_reference(x));
     }
     let sizes = Sizes {
@@ -84,8 +85,16 @@ impl Direction {
     }
 
     fn apply(self, x: &Tensor, sizes: Sizes, cpu: Cpu) -> Result<Tensor> {
+        if is_bf16(x) {
+            self.typed::<bf16>(x, sizes, cpu)
+        } else {
+            self.typed::<f32>(x, sizes, cpu)
+        }
+    }
+
+    fn typed<X: Number>(self, x: &Tensor, sizes: Sizes, cpu: Cpu) -> Result<Tensor> {
         let Sizes { n, h, w, c } = sizes;
-        with_slices([x], |[x]| match self {
+        with_slices::<X, _, _>([x], |[x]| match self {
             Self::Gather { factor } => {
                 written((n, h / 2, w / 2, c), |y| sizes.gather(x, factor, y, cpu))
             }

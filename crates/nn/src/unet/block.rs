@@ -3,12 +3,12 @@
 use super::config::{TimeConditioning, UNetConfig};
 use crate::Result;
 use crate::layer::{Conv2d, ConvSize, GroupNorm, Linear, Start};
-use crate::op::Joined;
 use crate::op::attention::{self, attention};
 use crate::op::dropout::{Piece, dropout};
 use crate::op::elementwise::add_per_image;
 use crate::op::group_norm::Activation;
 use crate::op::resample::{avg_pool2, upsample2};
+use crate::op::{Joined, Output};
 use crate::params::Builder;
 use crate::tape::Node;
 
@@ -95,12 +95,16 @@ impl ResBlock {
             kernel: 3,
             stride: 1,
         };
+        let norm = |name, channels, builder: &mut Builder<'_, '_>| -> Result<_> {
+            let norm = GroupNorm::new(&mut builder.at(name), channels, Activation::Silu)?;
+            Ok(norm.for_products())
+        };
         let embed_size = [config.embed_channels(), config.embed_outputs(c_out)];
         Ok(Self {
-            in_norm: GroupNorm::new(&mut builder.at("in_layers.0"), c_in, Activation::Silu)?,
+            in_norm: norm("in_layers.0", c_in, builder)?,
             in_conv: Conv2d::new(&mut builder.at("in_layers.2"), conv(c_in), Start::Random)?,
             embed: Linear::new(&mut builder.at("emb_layers.1"), embed_size, Start::Random)?,
-            out_norm: GroupNorm::new(&mut builder.at("out_layers.0"), c_out, Activation::Silu)?,
+            out_norm: norm("out_layers.0", c_out, builder)?,
             out_conv: Conv2d::new(&mut builder.at("out_layers.3"), conv(c_out), Start::Zero)?,
             skip: if c_in == c_out {
                 None
@@ -183,10 +187,12 @@ impl AttentionBlock {
         let options = attention::Options {
             n_heads: config.n_heads(c),
             order: config.attention_order,
+            output: Output::ForProducts,
         };
         Ok(Self {
-            norm: GroupNorm::new(&mut builder.at("norm"), c, Activation::Identity)?,
-            qkv: Linear::new_conv1d(&mut builder.at("qkv"), [c, 3 * c], Start::Random)?,
+            norm: GroupNorm::new(&mut builder.at("norm"), c, Activation::Identity)?.for_products(),
+            qkv: Linear::new_conv1d(&mut builder.at("qkv"), [c, 3 * c], Start::Random)?
+                .for_products(),
             proj_out: Linear::new_conv1d(&mut builder.at("proj_out"), [c, c], Start::Zero)?,
             options,
         })

@@ -337,8 +337,8 @@ pub enum Precision {
     F32,
     /// Plain sums alone: slower, for comparing numbers.
     Exact,
-    /// As `f32`, with what linear layers and attention multiply rounded to bf16; so are the inputs
-    /// of convolutions where the processor has tile registers (Intel AMX).
+    /// As `f32`, with what linear layers and attention multiply rounded to bf16; where the processor
+    /// has tile registers (Intel AMX) so are the inputs of convolutions, which are kept as bf16.
     Bf16,
 }
 
