@@ -118,8 +118,14 @@ fn linear(c: &mut Criterion) {
         (BATCH, 256, 256),
         // Of larger networks.
         (131_072, 256, 128),
+        (32_768, 192, 96),
         (8192, 512, 256),
+        (8192, 384, 192),
         (2048, 384, 1152),
+        (2048, 288, 864),
+        (512, 384, 1152),
+        (512, 768, 384),
+        (8, 384, 768),
     ] {
         for precision in [Precision::F32, Precision::Bf16] {
             let name = format!("linear {rows} x {c_in} to {c_out}, {precision:?}");

@@ -255,15 +255,20 @@ impl Conv2d {
         }
     }
 
-    /// Input channels of one tile of a weight gradient: as many as leave each thread a few tiles
-    /// and the sums in the cache. Changes no bit.
+    /// Input channels of one tile of a weight gradient: as many as leave the sums in the cache and
+    /// like shares of tiles to all threads, or many tiles. Changes no bit.
     fn c_in_per_tile(&self, n_groups: usize, cpu: Cpu) -> usize {
         const CACHED: usize = 1 << 17;
-        let tiles_per_group = (2 * cpu.threads.count()).div_ceil(n_groups);
-        let cached = (CACHED / self.c_out).clamp(2 * ROWS, 256);
+        let n_threads = cpu.threads.count();
+        let most = (CACHED / self.c_out).clamp(2 * ROWS, 256);
+        let is_fair = |tiles: &usize| {
+            let n_tiles = tiles * n_groups;
+            n_tiles.is_multiple_of(n_threads) || n_tiles >= 4 * n_threads
+        };
+        let tiles_per_group = (self.c_in.div_ceil(most).max(1)..).find(is_fair);
         self.c_in
-            .div_ceil(tiles_per_group)
-            .clamp(1, cached)
+            .div_ceil(tiles_per_group.unwrap_or(1))
+            .max(1)
             .next_multiple_of(ROWS)
     }
 
