@@ -34,10 +34,11 @@ impl Cpu {
         Self { precision, ..self }
     }
 
-    /// Whether convolutions and linear layers read bf16 where it lies, and would round f32 to it.
-    pub fn reads_bf16(self) -> bool {
+    /// Whether linear layers, attention and convolutions that keep the size of images multiply bf16 in
+    /// tile registers: they would round f32 to it.
+    pub fn multiplies_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        let has_tiles = matches!(self.isa, Isa::Amx(..));
+        let has_tiles = crate::amx::Amx::of(self.isa).is_some();
         #[cfg(not(target_arch = "x86_64"))]
         let has_tiles = false;
         has_tiles && self.precision == Precision::Bf16

@@ -85,7 +85,7 @@ impl Conv2d {
     /// [`Error::Candle`](crate::Error::Candle) if `x` is not `[N, H, W, C_in]`, the stride is 0, or
     /// the padded image is smaller than the filter.
     pub fn forward(&self, x: impl Into<Joined>) -> Result<Node> {
-        self.apply(x, Epilogue::default())
+        self.apply(x, Epilogue::To(Output::Whole))
     }
 
     /// [`Self::forward`] plus `residual`, which is shaped like its result.
@@ -93,7 +93,7 @@ impl Conv2d {
     /// # Errors
     /// As for [`Self::forward`], and if `residual` has another shape.
     pub fn forward_onto(&self, x: &Node, residual: &Node) -> Result<Node> {
-        self.apply(x, Epilogue::onto(residual))
+        self.apply(x, Epilogue::Onto(residual))
     }
 
     fn apply(&self, x: impl Into<Joined>, epilogue: Epilogue<'_>) -> Result<Node> {
@@ -150,7 +150,8 @@ impl Linear {
         })
     }
 
-    /// The same, whose output only products read: see [`Output::ForProducts`].
+    /// The same, whose output only products read: see [`Output::ForProducts`]. A sum with a residual
+    /// stays f32.
     #[must_use]
     pub fn for_products(self) -> Self {
         let output = Output::ForProducts;
@@ -178,10 +179,7 @@ impl Linear {
             weight: &x.tape().param(&self.weight),
             bias: &x.tape().param(&self.bias),
         };
-        let epilogue = Epilogue {
-            residual,
-            output: self.output,
-        };
+        let epilogue = residual.map_or(Epilogue::To(self.output), Epilogue::Onto);
         conv2d::linear(x, filter, epilogue)
     }
 }

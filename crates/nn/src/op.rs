@@ -1,7 +1,7 @@
 //! The differentiable ops: each with a plain candle composition and a CPU kernel of the same values.
 //!
 //! An op takes the kernel where tensors are f32 on the CPU, and the composition everywhere else. What
-//! stands between a norm and the product that reads it may be bf16, too.
+//! stands between a norm and the product that reads it may be bf16, too ([`Output::ForProducts`]).
 
 pub mod attention;
 pub mod conv2d;
@@ -25,14 +25,15 @@ pub enum Output {
     /// f32.
     #[default]
     Whole,
-    /// For convolutions, linear layers and attention alone, perhaps after resampling or dropout: bf16
-    /// where those round to it, f32 elsewhere. It moves and keeps half the bytes.
+    /// For linear layers, attention and convolutions that keep the size of images alone, perhaps after
+    /// resampling or dropout: bf16 where those round to it ([`Cpu::multiplies_bf16`]), f32 elsewhere.
+    /// It moves and keeps half the bytes. What else reads it sees it rounded.
     ForProducts,
 }
 
 impl Output {
     fn is_bf16(self, cpu: Cpu) -> bool {
-        self == Self::ForProducts && cpu.reads_bf16()
+        self == Self::ForProducts && cpu.multiplies_bf16()
     }
 }
 
@@ -131,15 +132,19 @@ pub(crate) fn composed<const N: usize>(
     }))
 }
 
-/// Whether all inputs can go to any CPU kernel: they are f32.
+/// Whether all inputs can go to any CPU kernel.
 fn on_kernels(inputs: &[&Node]) -> bool {
-    inputs.iter().all(|input| has_kernel(input.value()))
+    inputs.iter().copied().all(is_f32)
+}
+
+/// Whether an input can go to any CPU kernel.
+fn is_f32(input: &Node) -> bool {
+    has_kernel(input.value())
 }
 
 /// Whether an input can go to a CPU kernel that takes bf16, too.
 fn is_f32_or_bf16(input: &Node) -> bool {
-    let value = input.value();
-    has_kernel(value) || is_bf16(value) && value.device().is_cpu()
+    is_f32(input) || is_bf16(input.value()) && input.value().device().is_cpu()
 }
 
 fn is_bf16(tensor: &Tensor) -> bool {

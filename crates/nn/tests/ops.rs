@@ -84,7 +84,12 @@ fn convolutions() {
             "conv2d",
             &[x.clone(), weight.clone(), bias.clone()],
             |[x, weight, bias]| {
-                conv2d::conv2d(x, Filter { weight, bias }, geometry, Epilogue::default())
+                conv2d::conv2d(
+                    x,
+                    Filter { weight, bias },
+                    geometry,
+                    Epilogue::To(Output::Whole),
+                )
             },
             |[x, weight, bias]| conv2d::conv2d_reference(x, weight, bias, geometry),
         );
@@ -96,7 +101,7 @@ fn convolutions() {
                     x,
                     Filter { weight, bias },
                     geometry,
-                    Epilogue::onto(residual),
+                    Epilogue::Onto(residual),
                 )
             },
             |[x, weight, bias, residual]| {
@@ -113,7 +118,7 @@ fn convolutions() {
             var(&[3, 2, 5], 0.4),
         ],
         |[x, weight, bias, residual]| {
-            conv2d::linear(x, Filter { weight, bias }, Epilogue::onto(residual))
+            conv2d::linear(x, Filter { weight, bias }, Epilogue::Onto(residual))
         },
         |[x, weight, bias, residual]| x.broadcast_matmul(weight)?.broadcast_add(bias)? + residual,
     );
@@ -262,7 +267,7 @@ fn convolutions_of_joined_values() {
                     x,
                     Filter { weight, bias },
                     geometry,
-                    Epilogue::onto(residual),
+                    Epilogue::Onto(residual),
                 )
             },
             |[a, b, weight, bias, residual]| {
@@ -276,7 +281,12 @@ fn convolutions_of_joined_values() {
             &[a, b, weight, bias],
             |[a, b, weight, bias]| {
                 let x = Joined::new(a.clone(), b.clone())?;
-                conv2d::conv2d(x, Filter { weight, bias }, geometry, Epilogue::default())
+                conv2d::conv2d(
+                    x,
+                    Filter { weight, bias },
+                    geometry,
+                    Epilogue::To(Output::Whole),
+                )
             },
             |[a, b, weight, bias]| {
                 let x = Tensor::cat(&[a, b], 3)?;
@@ -317,8 +327,8 @@ fn joined_values_of_another_type_go_through_the_compositions() {
         let x = Joined::new(a.clone(), b.clone()).unwrap();
         let norm = group_norm::group_norm(&x, affine, options).unwrap();
         let filter = Filter { weight, bias };
-        let y = conv2d::conv2d(x, filter, geometry, Epilogue::default()).unwrap();
-        let y = conv2d::conv2d(&norm, filter, geometry, Epilogue::onto(&y)).unwrap();
+        let y = conv2d::conv2d(x, filter, geometry, Epilogue::To(Output::Whole)).unwrap();
+        let y = conv2d::conv2d(&norm, filter, geometry, Epilogue::Onto(&y)).unwrap();
         let found = y.backward(y.value()).unwrap();
         let d = [a, b, weight, scale, bias].map(|node| found.of(node).unwrap().clone());
         d.map(|d| d.to_dtype(DType::F32).unwrap())
@@ -468,7 +478,7 @@ fn a_block_that_is_run_twice_has_the_same_gradients() {
                 stride: 1,
                 padding: 1,
             };
-            conv2d::conv2d(&elementwise::silu(x)?, filter, geometry, Epilogue::onto(x))
+            conv2d::conv2d(&elementwise::silu(x)?, filter, geometry, Epilogue::Onto(x))
         })
         .unwrap();
         let found = y.backward(y.value()).unwrap();
@@ -501,10 +511,10 @@ fn wrong_shapes_are_errors() {
             residual,
         )
     };
-    assert!(conv(&weight, Epilogue::default()).is_err());
-    assert!(conv(&good, Epilogue::onto(&x)).is_err());
+    assert!(conv(&weight, Epilogue::To(Output::Whole)).is_err());
+    assert!(conv(&good, Epilogue::Onto(&x)).is_err());
     assert!(
-        conv(&good, Epilogue::default())
+        conv(&good, Epilogue::To(Output::Whole))
             .unwrap()
             .backward(x.value())
             .is_err()
@@ -531,7 +541,7 @@ fn wrong_shapes_are_errors() {
             weight,
             bias: &bias,
         };
-        assert!(conv2d::conv2d(&five, filter, geometry, Epilogue::default()).is_err());
+        assert!(conv2d::conv2d(&five, filter, geometry, Epilogue::To(Output::Whole)).is_err());
     }
     assert!(elementwise::add(&x, &weight).is_err());
     assert!(elementwise::rows(&node(&[2, 2]), &[2]).is_err());

@@ -261,15 +261,16 @@ impl Conv2d {
         const CACHED: usize = 1 << 17;
         let n_threads = cpu.threads.count();
         let most = (CACHED / self.c_out).clamp(2 * ROWS, 256);
-        let is_fair = |tiles: &usize| {
-            let n_tiles = tiles * n_groups;
+        let width = |n_tiles: usize| self.c_in.div_ceil(n_tiles).next_multiple_of(ROWS).max(ROWS);
+        let is_fair = |width: &usize| {
+            let n_tiles = self.c_in.div_ceil(*width) * n_groups;
             n_tiles.is_multiple_of(n_threads) || n_tiles >= 4 * n_threads
         };
-        let tiles_per_group = (self.c_in.div_ceil(most).max(1)..).find(is_fair);
-        self.c_in
-            .div_ceil(tiles_per_group.unwrap_or(1))
-            .max(1)
-            .next_multiple_of(ROWS)
+        let fewest = self.c_in.div_ceil(most).max(1);
+        (fewest..=self.c_in.div_ceil(ROWS))
+            .map(width)
+            .find(is_fair)
+            .unwrap_or(ROWS)
     }
 
     /// Where the first tap of an output position stands.

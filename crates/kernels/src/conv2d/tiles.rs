@@ -91,9 +91,11 @@ pub(super) fn backward_weight<X: Element, Y: Element>(
     cpu: Cpu,
 ) {
     if d_y.is_empty() || d_weight.is_empty() {
-        let nothing = []; // `x` is empty, too, or there are no outputs that would read it
-        let run = |d_y: &[f32]| conv.gemm_backward_weight(&nothing, d_y, d_weight, d_bias, cpu);
-        return Y::with_f32(d_y, cpu, run);
+        return X::with_f32(x, cpu, |x| {
+            Y::with_f32(d_y, cpu, |d_y| {
+                conv.gemm_backward_weight(x, d_y, d_weight, d_bias, cpu);
+            });
+        });
     }
     let gradient = WeightGradient::new(conv, (x, d_y), amx, cpu);
     gradient.run(gradient.pass(), d_weight, d_bias);
@@ -467,7 +469,8 @@ mod tests {
             bias: &bias,
             residual: None,
         };
-        let (mut y, mut d_x) = (d_y.clone(), x.clone());
+        let nothing = |len| vec![X::round(f32::NAN); len];
+        let (mut y, mut d_x) = (nothing(d_y.len()), nothing(x.len()));
         forward(conv, inputs, &mut y, amx, cpu);
         backward_input(conv, &d_y, &weight, &mut d_x, amx, cpu);
         let mut sums = vec![f32::NAN; weight.len() + bias.len()];

@@ -5,8 +5,8 @@ use p2_kernels::conv2d::{Conv2d as Sizes, Groups, Inputs, JoinedConv2d, JoinedIn
 use p2_kernels::element::bf16;
 
 use super::{
-    Joined, Number, Output, composed, is_bf16, is_f32_or_bf16, on_kernels, shape_error,
-    with_slices, written,
+    Joined, Number, Output, composed, is_bf16, is_f32, is_f32_or_bf16, shape_error, with_slices,
+    written,
 };
 use crate::tape::{Node, Saved};
 use crate::{Cpu, Result};
@@ -30,21 +30,26 @@ pub struct Filter<'a> {
 }
 
 /// What happens to a product before it is written.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Epilogue<'a> {
-    /// Added, shaped like the result; f32.
-    pub residual: Option<&'a Node>,
-    /// In which type it is written.
-    pub output: Output,
+#[derive(Debug, Clone, Copy)]
+pub enum Epilogue<'a> {
+    /// It is written in the type that is given.
+    To(Output),
+    /// A residual is added, shaped like the result; it is written in f32.
+    Onto(&'a Node),
 }
 
 impl<'a> Epilogue<'a> {
-    /// Adds `residual`.
-    pub fn onto(residual: &'a Node) -> Self {
-        let residual = Some(residual);
-        Self {
-            residual,
-            ..Self::default()
+    fn residual(self) -> Option<&'a Node> {
+        match self {
+            Self::To(_) => None,
+            Self::Onto(residual) => Some(residual),
+        }
+    }
+
+    fn is_bf16(self, cpu: Cpu) -> bool {
+        match self {
+            Self::To(output) => output.is_bf16(cpu),
+            Self::Onto(_) => false,
         }
     }
 }
@@ -63,7 +68,7 @@ pub fn conv2d(
     geometry: Geometry,
     epilogue: Epilogue<'_>,
 ) -> Result<Node> {
-    let residual = epilogue.residual;
+    let residual = epilogue.residual();
     let Filter { weight, bias } = filter;
     let x = x.into();
     let (n, h, w, c_in) = x.shape().dims4()?;
@@ -75,17 +80,18 @@ pub fn conv2d(
         let dims = residual.dims();
         return Err(shape_error(format_args!("residual {dims:?} of {sizes:?}")));
     }
-    let others: Vec<_> = [weight, bias].into_iter().chain(residual).collect();
+    let to_bf16 = epilogue.is_bf16(x.tape().cpu());
+    let params_fit = [weight, bias].into_iter().chain(residual).all(is_f32);
     if x.second.is_some()
         && let Some(conv) = sizes.joined(x.first.value().dim(D::Minus1)?)
-        && on_kernels(&others)
-        && on_kernels(&x.iter().collect::<Vec<_>>())
+        && x.iter().all(is_f32)
+        && params_fit
+        && !to_bf16
     {
         return recorded_joined(&x, filter, conv, y_dims, residual);
     }
     let x = &x.into_node()?;
-    if is_f32_or_bf16(x) && on_kernels(&others) {
-        let to_bf16 = epilogue.output.is_bf16(x.tape().cpu());
+    if is_f32_or_bf16(x) && params_fit {
         return match (is_bf16(x.value()), to_bf16) {
             (false, false) => recorded::<f32, f32>(x, filter, sizes, residual),
             (false, true) => recorded::<f32, bf16>(x, filter, sizes, residual),
@@ -169,7 +175,7 @@ pub fn linear(x: &Node, filter: Filter<'_>, epilogue: Epilogue<'_>) -> Result<No
     }
     let n = shape.iter().product::<usize>();
     shape.push(c_out);
-    let residual = match epilogue.residual {
+    let residual = match epilogue.residual() {
         Some(residual) if residual.dims() == shape => Some(residual.reshape((n, 1, 1, c_out))?),
         Some(residual) => {
             let dims = residual.dims();
@@ -188,10 +194,7 @@ pub fn linear(x: &Node, filter: Filter<'_>, epilogue: Epilogue<'_>) -> Result<No
         padding: 0,
     };
     let x = x.reshape((n, 1, 1, c_in))?;
-    let epilogue = Epilogue {
-        residual: residual.as_ref(),
-        ..epilogue
-    };
+    let epilogue = residual.as_ref().map_or(epilogue, Epilogue::Onto);
     conv2d(&x, filter, geometry, epilogue)?.reshape(shape)
 }
 

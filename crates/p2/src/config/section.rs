@@ -329,7 +329,7 @@ pub struct Train {
     pub keep_every: Count,
 }
 
-/// How products of matrices are rounded; sums, norms and weights are f32.
+/// How products of matrices are rounded; sums, moments of norms and weights are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
@@ -337,8 +337,9 @@ pub enum Precision {
     F32,
     /// Plain sums alone: slower, for comparing numbers.
     Exact,
-    /// As `f32`, with what linear layers and attention multiply rounded to bf16; where the processor
-    /// has tile registers (Intel AMX) so are the inputs of convolutions, which are kept as bf16.
+    /// As `f32`, with what linear layers and attention multiply rounded to bf16. Where the processor
+    /// has tile registers (Intel AMX) so is what convolutions multiply, and what only such products
+    /// read is kept as bf16, its gradient too.
     Bf16,
 }
 
